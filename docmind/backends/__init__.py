@@ -1,0 +1,154 @@
+"""The registry of backends: software that runs a model, one file each.
+
+A backend is a module with the few names of `Backend`; adding one is one file and one line in `REGISTRY`.
+Importing this package loads none of them: a backend's file is imported when it is asked for, and what it needs
+(LlamaIndex, a client library) when `build` is called. Nothing here knows documents or pages of the app.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from docmind.errors import BackendError, BackendUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from llama_index.core.llms import LLM
+
+    from docmind.config import Config
+
+REGISTRY: dict[str, str] = {
+    "llama.cpp": "docmind.backends.llama_cpp",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model that a backend can run, as far as is known without loading it."""
+
+    name: str
+    context_window: int | None  # tokens the model was trained to read; None: unknown
+    size_bytes: int | None
+    quantization: str | None  # as the backend names it, "Q4_K_M"
+    loaded: bool  # in memory now
+    path: Path | None = None  # of its file, where it has one
+    reason: str | None = None  # why it cannot be used; None: it can, as far as is known
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """Whether a backend is there, and if not what to do."""
+
+    backend: str
+    label: str
+    available: bool
+    reason: str | None
+    hint: str | None
+    url: str | None
+    version: str | None
+    models: tuple[ModelInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A setting of a backend: enough to draw a form field, to check a value and to document it."""
+
+    name: str
+    kind: type  # int, float, str, bool or list (of str)
+    default: Any  # None: left to the backend, as `description` says
+    unit: str  # "" where it has none
+    description: str
+    minimum: float | None = None
+    maximum: float | None = None
+    per_call: bool = False  # may also be given with a single call; the others shape how the model is loaded
+
+
+class Backend(Protocol):
+    """The names a backend module has."""
+
+    LABEL: str
+    OPTIONS: tuple[Option, ...]
+
+    def detect(self, config: Config) -> Detection:
+        """Whether the backend is there, with its models; never raises for an absence."""
+        ...
+
+    def models(self, config: Config) -> tuple[ModelInfo, ...]:
+        """The models it can run."""
+        ...
+
+    def build(self, config: Config, model: str, options: Mapping[str, Any] | None = None) -> LLM:
+        """A LlamaIndex model; `options` are values for names in `OPTIONS`."""
+        ...
+
+
+def backend(name: str) -> Backend:
+    """The module of a backend.
+
+    Raises:
+        BackendUnavailable: No backend has that name.
+    """
+    if name not in REGISTRY:
+        raise BackendUnavailable(
+            f"There is no backend '{name}'.", f"{_nearest(name, list(REGISTRY))}", reason="backend_unknown"
+        )
+    return cast("Backend", importlib.import_module(REGISTRY[name]))
+
+
+def checked_options(options: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given values after a check of name, type and range; None stands for the default.
+
+    Raises:
+        BackendError: A name is unknown (`unknown_option`) or a value does not fit (`invalid_option`).
+    """
+    known = {option.name: option for option in options}
+    checked: dict[str, Any] = {}
+    for name, value in given.items():
+        option = known.get(name)
+        if option is None:
+            raise BackendError(f"There is no option '{name}'.", _nearest(name, list(known)), reason="unknown_option")
+        if value is None:
+            continue
+        checked[name] = _checked_value(option, value)
+    return checked
+
+
+def _checked_value(option: Option, value: Any) -> Any:
+    """The value in the option's type; a whole number may stand for a float."""
+    if option.kind is float and type(value) is int:
+        value = float(value)
+    # bool is a subclass of int: True must not pass for a number.
+    fits = type(value) is option.kind or (isinstance(value, option.kind) and not isinstance(value, bool))
+    if fits and option.kind is list:
+        fits = all(isinstance(part, str) and part for part in value)
+    if fits and option.kind in (int, float):
+        # Written so that NaN, which compares false with everything, does not pass.
+        fits = (option.minimum is None or value >= option.minimum) and (
+            option.maximum is None or value <= option.maximum
+        )
+        fits = fits and value == value
+    if not fits:
+        raise BackendError(
+            f"{value!r} is no value for '{option.name}'.", f"It takes {_accepted(option)}.", reason="invalid_option"
+        )
+    return value
+
+
+def _accepted(option: Option) -> str:
+    """What an option accepts, in words."""
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list of texts"}
+    text = words.get(option.kind, option.kind.__name__)
+    if option.minimum is not None and option.maximum is not None:
+        return f"{text} from {option.minimum:g} to {option.maximum:g}"
+    return f"{text} of at least {option.minimum:g}" if option.minimum is not None else text
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """A hint that names what was probably meant, and all there is."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return (f"Did you mean '{close[0]}'? " if close else "") + f"There are: {', '.join(sorted(known))}."

@@ -1,0 +1,509 @@
+"""The command line: a front door over public functions. Prints for people, or JSON with --json.
+
+Exit status: 0 something of what was asked was done, 1 nothing was, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from docmind.config import Config, load_config
+from docmind.errors import DocMindError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from docmind.answer import Answer
+    from docmind.ingest import FileResult
+    from docmind.library import Document
+
+# Everything printed for people may come from a document or a model: no escape sequence reaches the terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a Windows code page has no word for most of Unicode
+    # Given here and not as defaults, which a subcommand would set again over what stood before it.
+    arguments = build_parser().parse_args(argv, argparse.Namespace(home=None, json=False, debug=False))
+    try:
+        return int(arguments.command(arguments))
+    except DocMindError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(_clean(f"docmind: {error}"), file=sys.stderr)
+        if error.hint:
+            print(_clean(error.hint), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("docmind: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has left (`docmind search … | head`); a second error at exit would only be noise.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--home", default=argparse.SUPPRESS, metavar="DIR", help="data folder (default: DOCMIND_HOME)")
+    shared.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, one object per line"
+    )
+    shared.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    parser = argparse.ArgumentParser(
+        prog="docmind",
+        description="Ask your own documents on your own machine, and check the answer.",
+        parents=[shared],
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_text, description=help_text, parents=[shared])
+        sub.set_defaults(command=run)
+        return sub
+
+    sub = command("add", _add, "add files and folders to the library")
+    sub.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    sub.add_argument("--collection", type=_text, metavar="NAME", help="file them under this name")
+
+    sub = command("documents", _documents, "list the documents")
+    sub.add_argument("--collection", type=_text, metavar="NAME")
+
+    sub = command("pages", _pages, "show how each page of a document was read")
+    sub.add_argument("document", metavar="DOCUMENT", help="id, name or path")
+
+    sub = command("remove", _remove, "remove documents for good")
+    sub.add_argument("documents", nargs="+", metavar="DOCUMENT", help="id, name or path")
+
+    sub = command("search", _search, "find passages")
+    sub.add_argument("query", type=_text, metavar="QUERY")
+    sub.add_argument("-k", type=_positive, default=5, metavar="N", help="how many (default: 5)")
+    sub.add_argument("--collection", type=_text, metavar="NAME")
+    sub.add_argument("--document", metavar="DOCUMENT", help="id, name or path")
+
+    sub = command("ask", _ask, "answer a question from the documents")
+    sub.add_argument("question", type=_text, metavar="QUESTION")
+    sub.add_argument("--profile", metavar="NAME")
+    sub.add_argument("--backend", metavar="NAME")
+    sub.add_argument("--model", metavar="NAME")
+    sub.add_argument("--collection", type=_text, metavar="NAME")
+    sub.add_argument("--document", metavar="DOCUMENT", help="id, name or path")
+    sub.add_argument("--chat", type=_text, metavar="ID", help="keep question and answer in this chat")
+
+    sub = command("backends", _backends, "show which models can be used")
+    sub.add_argument("--all", action="store_true", help="also those that are not available")
+
+    sub = command("profiles", _profiles, "list the model profiles, or show one")
+    sub.add_argument("action", nargs="?", choices=("list", "show"), default="list")
+    sub.add_argument("name", nargs="?", metavar="NAME")
+
+    sub = command("evaluate", _evaluate, "measure search, and answers, on questions with known pages")
+    sub.add_argument("file", type=Path, metavar="FILE.jsonl")
+    sub.add_argument("-k", type=_positive, default=10, metavar="N", help="depth of MRR (default: 10)")
+    sub.add_argument("--answers", action="store_true", help="also let the model answer each question")
+    sub.add_argument("--profile", metavar="NAME")
+
+    command("reindex", _reindex, "embed every passage again, after a change of the embedding model")
+    command("doctor", _doctor, "check this installation and say how to mend it")
+    return parser
+
+
+# Commands ---------------------------------------------------------------------------------------------------------
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    from docmind import ingest
+
+    library = _library(arguments)
+    collections = [arguments.collection] if arguments.collection else []
+    summary: ingest.Summary | None = None
+    for event in ingest.add(library, arguments.paths, collections=collections):
+        match event:
+            case ingest.Waiting(holder):
+                if arguments.json:
+                    _print_json({"waiting": holder})
+                else:
+                    _print(f"Waiting: {holder} is adding documents.", file=sys.stderr)
+            case ingest.FileStarted(path, number, total):
+                _status(f"[{number}/{total}] {Path(path).name}")
+            case ingest.PagesRead(path, done, total):
+                _status(f"{Path(path).name}: page {done} of {total}")
+            case ingest.FileFinished(result):
+                _status("")
+                _print_json(asdict(result)) if arguments.json else _print_file(result)
+            case ingest.Summary():
+                summary = event
+    assert summary is not None
+    achieved = sum(summary.counts[status] for status in ("added", "unchanged", "replaced", "partial"))
+    if arguments.json:
+        _print_json({"summary": {**summary.counts, "seconds": round(summary.seconds, 3)}})
+    elif not sum(summary.counts.values()):
+        _print("No files found there.")
+    else:
+        _print(
+            ", ".join(f"{count} {status}" for status, count in summary.counts.items() if count)
+            + f" · {summary.seconds:.1f} s"
+        )
+    return 0 if achieved else 1
+
+
+def _print_file(result: FileResult) -> None:
+    line = f"{result.status:9} {_one_line(Path(result.path).name)}"
+    if result.pages is not None:
+        line += f" · {result.pages} page{'s' if result.pages != 1 else ''}"
+        if result.pages_without_text:
+            line += f", {result.pages_without_text} without text"
+        line += f" · {result.seconds:.1f} s"
+    _print(line)
+    if result.hint:
+        _print(f"          {result.hint}")
+
+
+def _documents(arguments: argparse.Namespace) -> int:
+    documents = _library(arguments).documents(arguments.collection)
+    for document in documents:
+        if arguments.json:
+            names = ("document_id", "name", "path", "collections", "pages", "passages", "state", "added_at", "sha256",
+                     "title", "pages_without_text", "reason", "hint", "size_bytes")  # fmt: skip
+            _print_json({name: getattr(document, name) for name in names})
+        else:
+            _print(_document_line(document))
+    if not documents and not arguments.json:
+        place = f" in {arguments.collection}" if arguments.collection else " yet"
+        _print(f"There are no documents{place}. Add some: docmind add FILE_OR_FOLDER")
+    return 0
+
+
+def _document_line(document: Document) -> str:
+    parts = [f"{document.pages} page{'s' if document.pages != 1 else ''}", document.state]
+    if document.collections:
+        parts.append(", ".join(document.collections))
+    return f"{document.document_id}  {_one_line(document.name)} · {' · '.join(parts)}"
+
+
+def _pages(arguments: argparse.Namespace) -> int:
+    library = _library(arguments)
+    for page in library.pages(library.document(arguments.document).document_id):
+        row = {"page": page.page, "characters": len(page.text), "source": page.source, "reason": page.reason}
+        if arguments.json:
+            _print_json(row)
+        else:
+            _print(f"page {page.page:4}  {page.source:4}  {len(page.text):6} characters  {page.reason or ''}".rstrip())
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    removed = _library(arguments).remove(arguments.documents)
+    if arguments.json:
+        _print_json({"removed": [document.document_id for document in removed]})
+    else:
+        for document in removed:
+            _print(f"removed {_one_line(document.name)}")
+    return 0
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    library = _library(arguments)
+    hits = library.search(arguments.query, arguments.k, collection=arguments.collection, document=arguments.document)
+    for hit in hits:
+        if arguments.json:
+            names = ("rank", "document_id", "document", "page", "start", "end", "text", "score")
+            _print_json({name: getattr(hit, name) for name in names})
+        else:
+            _print(f"{hit.rank}. {_one_line(hit.document)}, page {hit.page}  ({hit.score:.2f})")
+            _print("   " + " ".join(hit.text.split())[:300])
+    if not hits and not arguments.json:
+        _print("Nothing found.")
+    return 0
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    from docmind import answer as answers
+
+    library = _library(arguments)
+    answer: Answer | None = None
+    with _interrupt_sets_event() as stop:
+        events = answers.ask(
+            library, arguments.question, profile=arguments.profile, backend=arguments.backend, model=arguments.model,
+            collections=[arguments.collection] if arguments.collection else [],
+            documents=[arguments.document] if arguments.document else [],
+            chat=arguments.chat, stop=stop,
+        )  # fmt: skip
+        for event in events:
+            match event:
+                case answers.StepStarted(_, question):
+                    _status(f"Searching “{question}” …")
+                case answers.StepFinished(_, question, hits, documents, seconds):
+                    _status("")
+                    line = f"Searched “{question}”: {hits} passages in {documents} documents · {seconds:.1f} s"
+                    if arguments.json:
+                        _print_json({"step": {"tool": event.tool, "input": question, "hits": hits, "seconds": seconds}})
+                    else:
+                        _print(line, file=sys.stderr)
+                case answers.ModelWaiting(phase, ahead, done, total):
+                    words = {
+                        "waiting": f"{ahead} before you",
+                        "loading": "Loading the model …",
+                        "reading": f"Reading {done} of {total} tokens",
+                    }
+                    _status(words[phase])
+                case answers.TextDelta(text):
+                    _status("")
+                    if arguments.json:
+                        _print_json({"delta": text})
+                    else:
+                        sys.stdout.write(_clean(text))
+                        sys.stdout.flush()
+                case answers.Answer():
+                    answer = event
+        interrupted = stop.is_set()
+    assert answer is not None
+    if arguments.json:
+        _print_json(answer.as_json())
+    else:
+        _print_proof(answer)
+    if interrupted:
+        return 130
+    return 1 if answer.finished == "failed" else 0
+
+
+def _print_proof(answer: Answer) -> None:
+    """Under the answer: each sentence with its quote, or that it has none; then one line of figures."""
+    _print("")
+    if answer.finished == "stopped":
+        _print("\nStopped. What was written so far is above.")
+    elif answer.finished == "cut":
+        _print(
+            "\nThe answer was cut off: "
+            + {"cut_at_limit": "it reached its length limit."}.get(answer.reason or "", f"{answer.reason}.")
+        )
+    if answer.citations:
+        _print("")
+    for citation in answer.citations:
+        quote = " ".join(citation["quote"].split())
+        _print(f"[{citation['number']}] {_one_line(citation['document'])}, page {citation['page']}: “{quote}”")
+    unproven = [sentence for sentence in answer.sentences if sentence.is_claim and sentence.support == "none"]
+    if unproven:
+        _print("")
+    for sentence in unproven:
+        _print(f"⚠ No passage says this: “{' '.join(sentence.text.split())}”")
+    if answer.nearest:
+        _print("\nNearest passages:")
+    for passage in answer.nearest:
+        text = _one_line(passage["text"])[:300]
+        _print(f"   {_one_line(passage['document'])}, page {passage['page']}: “{text}”")
+    timings = answer.timings
+    figures = [f"{timings['total_s']:.1f} s"]
+    if timings["first_token_s"] is not None:
+        figures.append(f"first word after {timings['first_token_s']:.1f} s")
+    if timings["tokens_per_second"]:
+        figures.append(f"{timings['tokens_per_second']:.0f} tok/s")
+    figures.append(answer.model)
+    if timings["prompt_tokens"]:
+        figures.append(f"{timings['prompt_tokens']:,}/{answer.context['window']:,} tokens read")
+    left_out = answer.context.get("left_out")
+    if left_out:
+        figures.append(f"{len(left_out)} passages left out")
+    _print("\n" + " · ".join(figures), file=sys.stderr)
+
+
+def _backends(arguments: argparse.Namespace) -> int:
+    from docmind.backends import REGISTRY, backend
+
+    config = _config(arguments)
+    for name in REGISTRY:
+        found = backend(name).detect(config)
+        if not found.available and not arguments.all and not arguments.json:
+            continue
+        if arguments.json:
+            row = asdict(found)
+            for model in row["models"]:
+                model["path"] = str(model["path"]) if model["path"] else None
+            _print_json(row)
+            continue
+        _print(
+            f"{found.label} {found.version or ''} · "
+            + ("available" if found.available else f"not available: {found.reason}")
+        )
+        if found.hint:
+            _print(f"  {found.hint}")
+        for model in found.models:
+            details = [model.quantization or "", f"{model.size_bytes / 1e9:.1f} GB" if model.size_bytes else ""]
+            details.append(f"window {model.context_window:,}" if model.context_window else "")
+            details.append(getattr(model, "reason", None) or "")
+            _print(f"  {model.name} · " + " · ".join(detail for detail in details if detail))
+    return 0
+
+
+def _profiles(arguments: argparse.Namespace) -> int:
+    from docmind.profiles import find_profile, load_profiles
+
+    config = _config(arguments)
+    show = arguments.action == "show"
+    profiles = [find_profile(config, arguments.name)] if show else load_profiles(config)
+    for profile in profiles:
+        if arguments.json:
+            row = asdict(profile)
+            first = {name: row.pop(name) for name in ("name", "role", "backend", "model", "enabled")}
+            source = row.pop("source")
+            _print_json({**first, "options": {**row, **row.pop("options")}, "source": source})
+        elif show:
+            for name, value in asdict(profile).items():
+                _print(f"{name:18} {value if value not in (None, '', (), {}) else '–'}")
+        else:
+            state = "" if profile.enabled else " · off"
+            _print(f"{profile.name:12} {profile.role:10} {profile.backend} · {profile.model}{state}")
+            _print(f"{'':12} {profile.description}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from docmind.evaluate import evaluate, evaluate_answers, read_questions, summarise, summarise_answers
+
+    questions = read_questions(arguments.file)
+    library = _library(arguments)
+    scores = []
+    for number, score in enumerate(evaluate(library, questions, arguments.k), start=1):
+        scores.append(score)
+        _status(f"question {number} of {len(questions)}")
+    summary = summarise(scores)
+    if arguments.answers:
+        graded = []
+        for number, grade in enumerate(evaluate_answers(library, questions, arguments.profile), start=1):
+            graded.append(grade)
+            _status(f"answer {number} of {len(questions)}")
+            if arguments.json:
+                _print_json(asdict(grade))
+        summary |= summarise_answers(graded)
+    _status("")
+    if arguments.json:
+        _print_json(summary)
+    else:
+        for name, value in summary.items():
+            _print(f"{name:24} {value}")
+    return 0
+
+
+def _reindex(arguments: argparse.Namespace) -> int:
+    from docmind import ingest
+
+    total = 0
+    for event in ingest.reindex(_library(arguments)):
+        total = event.total
+        _status(f"passage {event.done} of {event.total}")
+    _status("")
+    _print_json({"passages": total}) if arguments.json else _print(f"{total} passages indexed again")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from docmind.doctor import run_checks
+
+    all_ok = True
+    for check in run_checks(_config(arguments)):
+        all_ok &= check.ok
+        if arguments.json:
+            _print_json(asdict(check))
+        else:
+            _print(f"{'✓' if check.ok else '✗'} {check.check:14} {check.detail}")
+            if check.hint:
+                _print(f"  {'':14} {check.hint}")
+    return 0 if all_ok else 1
+
+
+# Printing ---------------------------------------------------------------------------------------------------------
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    from docmind.log import start_logging
+
+    config = load_config(arguments.home)
+    start_logging(config)
+    return config
+
+
+def _library(arguments: argparse.Namespace) -> Any:
+    from docmind.library import open_library
+
+    return open_library(config=_config(arguments))
+
+
+def _clean(text: str) -> str:
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _one_line(name: str) -> str:
+    """A file's name without line breaks: one that holds any could write a line of its own."""
+    return " ".join(name.split())
+
+
+def _print(text: str, file: Any = None) -> None:
+    _status("")
+    print(_clean(text), file=file or sys.stdout, flush=True)
+
+
+def _print_json(row: dict[str, Any]) -> None:
+    print(json.dumps(row), flush=True)
+
+
+_status_length = 0
+
+
+def _status(text: str) -> None:
+    """One line that is written over by the next, on a terminal only."""
+    global _status_length
+    if not sys.stderr.isatty():
+        return
+    text = " ".join(_clean(text).split())[:100]
+    if text or _status_length:
+        sys.stderr.write("\r" + text.ljust(_status_length) + ("\r" if not text else ""))
+        sys.stderr.flush()
+    _status_length = len(text)
+
+
+def _text(argument: str) -> str:
+    """What was typed, without bytes that are no UTF-8: neither SQLite nor a tokenizer takes them."""
+    return argument.encode("utf-8", "replace").decode()
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1000:
+        raise argparse.ArgumentTypeError("a number from 1 to 1000")
+    return value
+
+
+class _interrupt_sets_event:  # used like a function: `with _interrupt_sets_event() as stop`
+    """The first Ctrl-C asks the model to stop and keeps what was written; the second ends the program."""
+
+    def __enter__(self) -> threading.Event:
+        self.stop = threading.Event()
+        self.before: Any = signal.signal(signal.SIGINT, self._handle)
+        return self.stop
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+        self.stop.set()
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

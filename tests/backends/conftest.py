@@ -1,0 +1,49 @@
+"""The real starter model in a child process, shared where a test does not need one of its own."""
+
+from __future__ import annotations
+
+import pytest
+from llama_index.core.llms import ChatMessage
+
+from docmind.backends import llama_cpp
+from docmind.config import Config
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory):
+    """A configuration over an empty data folder."""
+    return Config(home=tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def llm(config):
+    """The starter, loaded, greedy. Unloaded at the end."""
+    model = llama_cpp.build(config, llama_cpp.STARTER, {"temperature": 0.0})
+    model.warm_up()
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def unloaded(config):
+    """The starter in a child that has not been started: other options make it another child than `llm`'s."""
+    llama_cpp.close_all()
+    model = llama_cpp.build(config, llama_cpp.STARTER, {"temperature": 0.0, "context_window": 2048})
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="session")
+def starter_path(config):
+    """The path of the starter's GGUF."""
+    return next(m.path for m in llama_cpp.models(config) if m.name == llama_cpp.STARTER)
+
+
+@pytest.fixture
+def ask():
+    """Messages for a question."""
+
+    def messages(text, *before):
+        return [*before, ChatMessage(role="user", content=text)]
+
+    return messages

@@ -1,0 +1,67 @@
+"""The registry of backends and the checking of options."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from docmind.backends import REGISTRY, Option, backend, checked_options
+from docmind.errors import BackendError, BackendUnavailable
+
+SOME = (Option("temperature", float, 0.1, "", "Heat.", 0, 5), Option("stop", list, None, "texts", "Ends."))
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_backend_has_the_names_of_the_protocol(name, config):
+    """A backend is a module with five names."""
+    module = backend(name)
+    assert module.LABEL
+    assert all(option.description for option in module.OPTIONS)
+    assert module.detect(config).backend == name
+    assert callable(module.build)
+
+
+def test_importing_and_listing_loads_neither_llama_index_nor_the_native_library(tmp_path):
+    """The first paint of the app must not wait for them."""
+    code = (
+        "import sys, docmind.backends as b; from docmind.config import Config; from pathlib import Path\n"
+        f"print(len(b.backend('llama.cpp').detect(Config(Path({str(tmp_path)!r}))).models))\n"
+        "print([m for m in ('llama_index', 'llama_cpp', 'numpy', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["1", "[]"]
+
+
+def test_an_unknown_backend_names_the_known_ones():
+    """The error says what to write instead."""
+    with pytest.raises(BackendUnavailable) as caught:
+        backend("llamacpp")
+    assert "llama.cpp" in caught.value.hint
+
+
+def test_an_unknown_option_names_the_nearest():
+    """A typing mistake must not be dropped silently."""
+    with pytest.raises(BackendError) as caught:
+        checked_options(SOME, {"temprature": 1.0})
+    assert caught.value.reason == "unknown_option"
+    assert "Did you mean 'temperature'?" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", -1.0), ("temperature", "hot"), ("temperature", math.nan), ("temperature", True), ("stop", [""]),
+     ("stop", "text"), ("stop", [1])],
+)  # fmt: skip
+def test_a_value_that_does_not_fit_is_refused(name, value):
+    """Type and range, NaN and True included."""
+    with pytest.raises(BackendError) as caught:
+        checked_options(SOME, {name: value})
+    assert caught.value.reason == "invalid_option"
+
+
+def test_a_whole_number_stands_for_a_float_and_none_for_the_default():
+    """What a form or a TOML file may give."""
+    assert checked_options(SOME, {"temperature": 1, "stop": None}) == {"temperature": 1.0}
