@@ -10,21 +10,21 @@ import json
 import logging
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from docmind import chats, runs
 from docmind.backends import backend as find_backend
+from docmind.background import follow
 from docmind.citations import Citation, Sentence, cite, is_refusal, split_sentences, strip_markers
 from docmind.context import as_json, pack
-from docmind.errors import BackendError, DocMindError, ModelNotFound, ProfileError
+from docmind.errors import DocMindError, ModelNotFound, ProfileError
 from docmind.parse.boxes import boxes_for
 from docmind.profiles import Profile, find_profile
 from docmind.prompts import NOT_IN_DOCUMENTS, direct_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from docmind.backends import ModelInfo
     from docmind.citations import Evidence
@@ -41,6 +41,8 @@ HITS = 12  # passages looked at for one answer; what is not given to the model i
 LEAST_SCORE = 0.5
 NEAREST = 3  # passages shown when the documents do not answer
 MAX_QUESTION_CHARACTERS = 4_000
+KEEP_SECONDS = 3.0  # how often a growing answer is kept in its chat
+STOP_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +141,36 @@ AnswerEvent = StepStarted | StepFinished | ModelWaiting | TextDelta | Answer
 
 
 @dataclass(slots=True)
-class _Progress:
-    """What an answer has come to so far; kept when it is stopped or cut."""
+class _Work:
+    """An answer in the making; what it has come to is kept when it is stopped or cut."""
 
+    library: Library
+    question: str
+    run_id: str
+    chat: str | None
+    message_id: int | None  # where the chat keeps the answer
+    stop: threading.Event | None
+    started: float
+    profile: Profile | None = None
+    model: ModelInfo | None = None
+    hits: list[Hit] = field(default_factory=list)
+    packed: Packed | None = None
+    pages: dict[tuple[str, int], Page] = field(default_factory=dict)
     raw: str = ""
     shown: str = ""
     steps: list[dict[str, Any]] = field(default_factory=list)
     receipt: dict[str, Any] = field(default_factory=dict)  # the last message of the model
     retrieval_seconds: float | None = None
     first_token_seconds: float | None = None
+    kept_at: float = 0.0
+    finished: Finished = "failed"
+    reason: str | None = None
+    refused: bool = False
+    error: DocMindError | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stop is not None and self.stop.is_set()
 
 
 def ask(
@@ -161,13 +184,16 @@ def ask(
     documents: Sequence[str] = (),
     chat: str | None = None,
     stop: threading.Event | None = None,
+    run_id: str | None = None,
 ) -> Iterator[AnswerEvent]:
     """Answer a question from the documents in the library.
 
     Args:
         profile: Its name; None: the starter. `backend` and `model` take the place of what it names.
-        chat: Id of a chat that keeps question and answer; made when it is new. None: neither is kept.
+        chat: Id of a chat that keeps the question at once and the answer as it grows; made when it is new. None:
+            neither is kept.
         stop: Setting it ends the answer within about a second; what was written so far is kept.
+        run_id: Of the run that is recorded; None: a new one.
 
     Yields:
         StepStarted, StepFinished, ModelWaiting, TextDelta, and last the Answer.
@@ -178,74 +204,103 @@ def ask(
     question = question.strip()[:MAX_QUESTION_CHARACTERS]
     if not question:
         raise DocMindError("There is no question.", "Write one.", reason="no_question")
-    started = time.monotonic()
-    chosen = _with_overrides(find_profile(library.config, profile), backend, model)
+    run_id = runs.start_run(library, "answer", run_id)
+    message_id = None if chat is None else chats.begin(library, chat, question, run_id)
+    now = time.monotonic()
+    work = _Work(library, question, run_id, chat, message_id, stop, now, kept_at=now)
+    answer: Answer | None = None
+    try:
+        yield from _answer(work, profile, backend, model, collections, documents)
+    except (GeneratorExit, KeyboardInterrupt):
+        work.finished, work.reason = "stopped", "stopped"
+        raise
+    except DocMindError as error:
+        work.finished, work.reason, work.error = ("cut" if work.shown else "failed"), error.reason, error
+        log.error("answer %s: %s", run_id, error.reason)
+        if not work.shown:
+            raise
+    finally:
+        answer = _finish(work)
+    if answer is not None:
+        yield answer
+
+
+def _answer(
+    work: _Work,
+    profile: str | None,
+    backend: str | None,
+    model: str | None,
+    collections: Sequence[str],
+    documents: Sequence[str],
+) -> Iterator[AnswerEvent]:
+    """Search, pack, one call of the model; how it went is in `work`."""
+    library = work.library
+    work.profile = chosen = _with_overrides(find_profile(library.config, profile), backend, model)
     # The model is checked, and starts to load, before the embedder: its absence is an answer within a second.
-    info = _find_model(library, chosen)
+    work.model = _find_model(library, chosen)
     if library.counts()["passages"] == 0:
         raise DocMindError(
             "There are no documents yet.", "Add some first: `docmind add FILE_OR_FOLDER`.", reason="library_empty"
         )
-    llm: Any = find_backend(chosen.backend).build(library.config, info.name, _options(chosen))
+    llm: Any = find_backend(chosen.backend).build(library.config, work.model.name, _options(chosen))
     llm.start()
-
-    run_id = runs.start_run(library, "answer")
-    progress = _Progress()
-    hits: list[Hit] = []
-    packed: Packed | None = None
-    pages: dict[tuple[str, int], Page] = {}
-    finished: Finished = "failed"
-    reason: str | None = None
-    refused = False
-    try:
-        hits = yield from _search_step(library, question, collections, documents, progress)
-        refused = not hits or hits[0].score < LEAST_SCORE
-        if refused or (stop is not None and stop.is_set()):
-            finished, reason = ("complete", None) if refused else ("stopped", "stopped")
-        else:
-            llm.warm_up()  # the reading speed decides how much evidence goes in
-            packed = _pack(library, llm, chosen, question, hits)
-            # Read now: the text is checked against its hash, and a document removed meanwhile keeps its last proof.
-            pages = {(e.document_id, e.page): library.page(e.document_id, e.page) for e in packed.evidence}
-            with _stops(llm, stop):
-                yield from _write(llm, chosen, question, packed.evidence, progress, started)
-            finished, reason = _how_it_ended(progress.receipt)
-            refused = is_refusal(progress.raw)
-        if refused:
-            yield from _show(progress, NOT_IN_DOCUMENTS if not progress.shown else "")
-    except (GeneratorExit, KeyboardInterrupt):
-        finished, reason = "stopped", "stopped"
-        raise
-    except BackendError as error:
-        finished, reason = ("cut" if progress.shown else "failed"), error.reason
-        log.error("answer %s: %s", run_id, error.reason)
-        if not progress.shown:
-            raise
-    finally:
-        answer = _finish(
-            library, question, chosen, info, run_id, chat, hits, packed, pages, progress, finished, reason, refused,
-            started,
-        )  # fmt: skip
-    yield answer
+    yield from _search_step(work, collections, documents)
+    work.refused = not work.hits or work.hits[0].score < LEAST_SCORE
+    if work.refused:
+        work.finished = "complete"
+    else:
+        yield from _load(work, llm)  # the reading speed decides how much evidence goes in
+        if work.is_stopped:
+            work.finished, work.reason = "stopped", "stopped"
+            return
+        work.packed = packed = _pack(library, llm, chosen, work.question, work.hits)
+        # Read now: the text is checked against its hash, and a document removed meanwhile keeps its last proof.
+        work.pages = {(e.document_id, e.page): library.page(e.document_id, e.page) for e in packed.evidence}
+        yield from _write(work, llm, chosen, packed.evidence)
+        work.finished, work.reason = _how_it_ended(work.receipt)
+        work.refused = is_refusal(work.raw)
+    if work.refused:
+        yield from _show(work, NOT_IN_DOCUMENTS if not work.shown else "")
 
 
 # The steps --------------------------------------------------------------------------------------------------------
 
 
-def _search_step(
-    library: Library, question: str, collections: Sequence[str], documents: Sequence[str], progress: _Progress
-) -> Generator[AnswerEvent, None, list[Hit]]:
-    """Search, and say so. Returns the hits."""
+def _search_step(work: _Work, collections: Sequence[str], documents: Sequence[str]) -> Iterator[AnswerEvent]:
+    """Search, and say so."""
     from docmind.search import search
 
+    question = work.question
     yield StepStarted("search_documents", question)
     started = time.monotonic()
-    hits = search(library, question, HITS, collections=collections, documents=documents)
+    work.hits = search(work.library, question, HITS, collections=collections, documents=documents)
     seconds = round(time.monotonic() - started, 3)
-    progress.retrieval_seconds = seconds
-    progress.steps.append({"tool": "search_documents", "input": question, "hits": len(hits), "seconds": seconds})
-    yield StepFinished("search_documents", question, len(hits), len({hit.document_id for hit in hits}), seconds)
-    return hits
+    work.retrieval_seconds = seconds
+    count, in_documents = len(work.hits), len({hit.document_id for hit in work.hits})
+    work.steps.append(
+        {"tool": "search_documents", "input": question, "hits": count, "documents": in_documents, "seconds": seconds}
+    )
+    yield StepFinished("search_documents", question, count, in_documents, seconds)
+
+
+def _load(work: _Work, llm: Any) -> Iterator[AnswerEvent]:
+    """Wait until the model is in memory; a stop ends the waiting and lets it load on."""
+    failure: list[DocMindError] = []
+
+    def load() -> None:
+        try:
+            llm.warm_up()
+        except DocMindError as error:
+            failure.append(error)
+
+    if not llm.is_loaded:
+        yield ModelWaiting("loading")
+    loading = threading.Thread(target=load, name="docmind-load", daemon=True)
+    loading.start()
+    while loading.is_alive() and not work.is_stopped:
+        loading.join(STOP_POLL_SECONDS)
+    if failure:
+        raise failure[0]
 
 
 def _pack(library: Library, llm: Any, profile: Profile, question: str, hits: Sequence[Hit]) -> Packed:
@@ -262,9 +317,7 @@ def _pack(library: Library, llm: Any, profile: Profile, question: str, hits: Seq
     )
 
 
-def _write(
-    llm: Any, profile: Profile, question: str, evidence: Sequence[Evidence], progress: _Progress, started: float
-) -> Iterator[AnswerEvent]:
+def _write(work: _Work, llm: Any, profile: Profile, evidence: Sequence[Evidence]) -> Iterator[AnswerEvent]:
     """One call of the model, streamed."""
     arguments: dict[str, Any] = {"max_tokens": profile.max_output_tokens}
     for name in ("temperature", "top_p", "top_k"):
@@ -272,49 +325,52 @@ def _write(
             arguments[name] = getattr(profile, name)
     if profile.stop:
         arguments["stop"] = list(profile.stop)
-    stream = llm.stream_chat(direct_messages(question, evidence, profile.system_prompt), **arguments)
+    messages = direct_messages(work.question, evidence, profile.system_prompt)
+    stream = follow(lambda: llm.astream_chat(messages, **arguments), work.stop, llm.stop)
     is_enough = False
     try:
         for response in stream:
-            progress.receipt = dict(response.raw or {})
-            phase = progress.receipt.get("phase")
+            work.receipt = receipt = dict(response.raw or {})
+            phase = receipt.get("phase")
             if phase in ("waiting", "loading", "reading"):
-                receipt = progress.receipt
                 yield ModelWaiting(phase, receipt.get("ahead", 0), receipt.get("done", 0), receipt.get("total", 0))
             if response.delta and not is_enough:
-                if progress.first_token_seconds is None:
-                    progress.first_token_seconds = round(time.monotonic() - started, 3)
-                progress.raw += response.delta
-                spans = split_sentences(progress.raw)
+                if work.first_token_seconds is None:
+                    work.first_token_seconds = round(time.monotonic() - work.started, 3)
+                work.raw += response.delta
+                spans = split_sentences(work.raw) if profile.max_sentences else []
                 if profile.max_sentences and len(spans) > profile.max_sentences:
                     # Stopped, not closed: its last message has the figures of the call.
                     is_enough = True
-                    progress.raw = progress.raw[: spans[profile.max_sentences - 1][1]]
+                    work.raw = work.raw[: spans[profile.max_sentences - 1][1]]
                     llm.stop()
-                yield from _show(progress, "")
+                yield from _show(work, "")
     finally:
         stream.close()
     if is_enough:
-        progress.receipt["finish_reason"] = "stop"
-    yield from _show(progress, "", everything=True)
+        work.receipt["finish_reason"] = "stop"
+    yield from _show(work, "", everything=True)
 
 
-def _show(progress: _Progress, text: str, *, everything: bool = False) -> Iterator[TextDelta]:
+def _show(work: _Work, text: str, *, everything: bool = False) -> Iterator[TextDelta]:
     """What can be shown of the answer so far: a "[" that may become a mark is held back until it is decided."""
-    progress.raw += text
-    raw = progress.raw
+    work.raw += text
+    raw = work.raw
     if not everything and not text:
         bracket = max(raw.rfind("["), raw.rfind("【"))
         if bracket >= 0 and len(raw) - bracket < 16:
             raw = raw[:bracket]
         raw = raw.rstrip()  # a space before a mark goes with it
     shown = strip_markers(raw)
-    if len(shown) > len(progress.shown) and shown.startswith(progress.shown):
-        delta = shown[len(progress.shown) :]
-        progress.shown = shown
+    if len(shown) > len(work.shown) and shown.startswith(work.shown):
+        delta = shown[len(work.shown) :]
+        work.shown = shown
         yield TextDelta(delta)
     elif everything:
-        progress.shown = shown
+        work.shown = shown
+    if work.message_id is not None and time.monotonic() - work.kept_at > KEEP_SECONDS:
+        work.kept_at = time.monotonic()
+        chats.keep_partial(work.library, work.message_id, work.shown)
 
 
 def _how_it_ended(receipt: dict[str, Any]) -> tuple[Finished, str | None]:
@@ -327,55 +383,63 @@ def _how_it_ended(receipt: dict[str, Any]) -> tuple[Finished, str | None]:
     return "cut", "cut_at_limit" if reason == "length" else "no_end_marker"
 
 
-def _finish(
-    library: Library, question: str, profile: Profile, info: ModelInfo, run_id: str, chat: str | None,
-    hits: Sequence[Hit], packed: Packed | None, pages: Mapping[tuple[str, int], Page], progress: _Progress,
-    finished: Finished, reason: str | None, refused: bool, started: float,
-) -> Answer:  # fmt: skip
-    """Prove the sentences, close the run, keep the messages."""
-    evidence = packed.evidence if packed else ()
-    sentences, cited = cite(progress.raw, evidence, question=question)
-    receipt = progress.receipt
-    answer = Answer(
-        text=strip_markers(progress.raw),
-        finished=finished,
-        reason=reason,
-        not_in_documents=refused,
-        sentences=tuple(sentences),
-        citations=tuple(_citation(citation, pages[citation.document_id, citation.page]) for citation in cited),
-        steps=tuple(progress.steps),
-        nearest=tuple(_nearest(hit, question) for hit in hits[:NEAREST]) if refused or not cited else (),
-        backend=profile.backend,
-        model=info.name,
-        profile=profile.name,
-        run_id=run_id,
-        chat_id=chat,
-        context={
-            "window": info.context_window if packed is None else receipt.get("context_window", info.context_window),
-            "sent_tokens": receipt.get("prompt_tokens"),
-            "counted_tokens": receipt.get("prompt_tokens"),
-            "parts": _parts(packed, receipt, profile) if packed else {},
-            "left_out": [as_json(left) for left in packed.left_out] if packed else [],
-        },
-        timings={
-            "retrieval_s": progress.retrieval_seconds,
-            "first_token_s": progress.first_token_seconds,
-            "total_s": round(time.monotonic() - started, 3),
-            "prompt_tokens": receipt.get("prompt_tokens"),
-            "answer_tokens": receipt.get("answer_tokens"),
-            "tokens_per_second": receipt.get("tokens_per_second"),
-        },
-    )
+def _finish(work: _Work) -> Answer | None:
+    """Prove the sentences, close the run, keep the messages. None when there is nothing to show for it."""
+    library, profile, model, packed, receipt = work.library, work.profile, work.model, work.packed, work.receipt
+    answer: Answer | None = None
+    if profile is not None and model is not None and work.finished != "failed":
+        sentences, cited = cite(work.raw, packed.evidence if packed else (), question=work.question)
+        nearest = work.hits[:NEAREST] if work.refused or not cited else ()
+        window = receipt.get("context_window", model.context_window)
+        answer = Answer(
+            text=strip_markers(work.raw),
+            finished=work.finished,
+            reason=work.reason,
+            not_in_documents=work.refused,
+            sentences=tuple(sentences),
+            citations=tuple(_citation(citation, work.pages[citation.document_id, citation.page]) for citation in cited),
+            steps=tuple(work.steps),
+            nearest=tuple(_nearest(hit, work.question) for hit in nearest),
+            backend=profile.backend,
+            model=model.name,
+            profile=profile.name,
+            run_id=work.run_id,
+            chat_id=work.chat,
+            context={
+                "window": model.context_window if packed is None else window,
+                "sent_tokens": receipt.get("prompt_tokens"),
+                "counted_tokens": receipt.get("prompt_tokens"),
+                "parts": _parts(packed, receipt, profile) if packed else {},
+                "left_out": [as_json(left) for left in packed.left_out] if packed else [],
+            },
+            timings=_timings(work),
+        )
     # The receipt holds figures only: the words stay in the chat, where the person can delete them.
-    runs.add_event(library, run_id, "receipt", {
-        "finished": finished, "reason": reason, "backend": profile.backend, "model": info.name,
-        "profile": profile.name, "timings": answer.timings, "citations": len(cited),
+    runs.add_event(library, work.run_id, "receipt", {
+        "finished": work.finished, "reason": work.reason, "backend": profile and profile.backend,
+        "model": model and model.name, "profile": profile and profile.name, "timings": _timings(work),
+        "citations": len(answer.citations) if answer else 0,
     })  # fmt: skip
-    runs.finish_run(library, run_id, finished)
-    if chat is not None and finished != "failed":
-        chats.keep(library, chat, question, answer)
-    log.info("answer %s %s %s", run_id, finished, json.dumps(answer.timings))
+    if work.message_id is not None:
+        if answer is not None:
+            chats.finish(library, work.message_id, answer)
+        else:
+            chats.fail(library, work.message_id, work.error)
+    runs.finish_run(library, work.run_id, work.finished)
+    log.info("answer %s %s %s", work.run_id, work.finished, json.dumps(_timings(work)))
     return answer
+
+
+def _timings(work: _Work) -> dict[str, Any]:
+    receipt = work.receipt
+    return {
+        "retrieval_s": work.retrieval_seconds,
+        "first_token_s": work.first_token_seconds,
+        "total_s": round(time.monotonic() - work.started, 3),
+        "prompt_tokens": receipt.get("prompt_tokens"),
+        "answer_tokens": receipt.get("answer_tokens"),
+        "tokens_per_second": receipt.get("tokens_per_second"),
+    }
 
 
 def _parts(packed: Packed, receipt: Mapping[str, Any], profile: Profile) -> dict[str, int | None]:
@@ -447,26 +511,3 @@ def _options(profile: Profile) -> dict[str, Any]:
     if profile.context_window is not None:
         options["context_window"] = profile.context_window
     return options
-
-
-@contextmanager
-def _stops(llm: Any, stop: threading.Event | None) -> Iterator[None]:
-    """Stop the model when the event is set, also while it says nothing."""
-    if stop is None:
-        yield
-        return
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.05):
-            if stop.is_set():
-                llm.stop()
-                return
-
-    watcher = threading.Thread(target=watch, name="docmind-stop", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()

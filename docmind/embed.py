@@ -123,7 +123,7 @@ def embed_query(text: str) -> np.ndarray:
     """The question's vector, (dimension,) float32, unit length."""
     embedding = load_embedding()
     with _computing:
-        return _unit(np.asarray(embedding.get_query_embedding(text), dtype=np.float32))
+        return unit(np.asarray(embedding.get_query_embedding(text), dtype=np.float32))
 
 
 def embed_tokens(texts: Sequence[str]) -> list[np.ndarray]:
@@ -137,7 +137,7 @@ def embed_tokens(texts: Sequence[str]) -> list[np.ndarray]:
     model: Any = load_embedding()._model
     with _computing, torch.inference_mode():
         raw = model.encode(list(texts), output_value="token_embeddings", batch_size=BATCH_SIZE, show_progress_bar=False)
-    return [_unit(tokens[1:-1].float().numpy()) for tokens in raw]
+    return [unit(tokens[1:-1].float().numpy()) for tokens in raw]
 
 
 def identity() -> EmbeddingIdentity:
@@ -165,6 +165,7 @@ def _has_fast_bfloat16() -> bool:
     return any(check() for check in checks if check is not None)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows at length 1, (…, dimension) float32; a row of zeros stays one."""
     norms = np.linalg.norm(rows, axis=-1, keepdims=True)
     return np.asarray(rows / np.maximum(norms, 1e-12), dtype=np.float32)

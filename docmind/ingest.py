@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from docmind import embed, runs, store
+from docmind import embed, runs, store, uploads
 from docmind.errors import DocMindError, DocumentError, LibraryBusy, LibraryError, LibraryFull
 from docmind.library import NewPassage, writable
 from docmind.parse import FILE_REASONS, DocumentInfo, ParsedPage, ParseEnd, Parser, kind_of, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from llama_index.core.ingestion import IngestionPipeline
 
@@ -102,11 +102,14 @@ class Summary:
 IngestEvent = Waiting | FileStarted | PagesRead | FileFinished | Summary
 
 
-def add(library: Library, paths: Sequence[Path], *, collections: Sequence[str] = ()) -> Iterator[IngestEvent]:
+def add(
+    library: Library, paths: Sequence[Path], *, collections: Sequence[str] = (), run_id: str | None = None
+) -> Generator[IngestEvent, None, None]:
     """Add files and folders (recursively). Adding the same bytes twice changes nothing.
 
     Args:
         collections: Names the documents are filed under, new or not.
+        run_id: Of the run that is recorded; None: a new one.
 
     Yields:
         Waiting while another process adds; per file FileStarted, PagesRead, FileFinished; at the end a Summary.
@@ -118,9 +121,9 @@ def add(library: Library, paths: Sequence[Path], *, collections: Sequence[str] =
     started = time.monotonic()
     counts: dict[Outcome, int] = dict.fromkeys(("added", "unchanged", "replaced", "partial", "refused"), 0)
     files = list(_expand(paths))
-    with _only_one(library) as waiting:
+    with uploads.settling(library, files), _only_one(library) as waiting:
         yield from waiting
-        run_id = runs.start_run(library, "ingestion")
+        run_id = runs.start_run(library, "ingestion", run_id)
         state: runs.RunState = "stopped"
         try:
             with Parser(library.config) as parser:
@@ -164,17 +167,23 @@ def reindex(library: Library) -> Iterator[PagesRead]:
             passages = library.passages(ids[first : first + 64])
             from docmind.passages import embedded_text
 
-            vectors += _unit(model.get_text_embedding_batch([embedded_text(p.title, p.text) for p in passages]))
+            texts = [embedded_text(p.title, p.text) for p in passages]
+            vectors += list(embed.unit(np.asarray(model.get_text_embedding_batch(texts), dtype=np.float32)))
             yield PagesRead("", min(first + 64, len(ids)), len(ids))
         library.replace_vectors(zip(ids, vectors, strict=True), identity)
 
 
 def title_of(path: Path, info: DocumentInfo) -> str:
-    """The document's title as searched: its name in words, and the title inside it when that says something else."""
+    """The document's title as searched: its name in words, and the title inside it when that says something else.
+
+    Empty when neither has a word.
+    """
     name = re.sub(r"[\s_\-.]+", " ", writable(path.stem)).strip()
     inside = info.title.strip()
-    # "0000764478-17-000008" is a file's number in some system: it would only use up every passage's tokens.
-    if not re.search(r"[^\W\d_]{3}", inside) or inside.lower() in name.lower():
+    # "184" and "0000764478-17-000008" are a file's number in some system: in front of every passage they would only
+    # use up its tokens.
+    name, inside = (text if re.search(r"[^\W\d_]{2}", text) else "" for text in (name, inside))
+    if inside.lower() in name.lower():
         return name
     return inside if name.lower() in inside.lower() else f"{name}: {inside}"
 
@@ -269,7 +278,7 @@ def _passages_of(pages: Sequence[ParsedPage], title: str, passage_tokens: int) -
     if not nodes:
         return []
     done = _pipeline(passage_tokens).run(nodes=nodes)
-    vectors = _unit([node.embedding or [] for node in done])
+    vectors = embed.unit(np.asarray([node.embedding for node in done], dtype=np.float32))
     return [
         NewPassage(m["page"], m["start"], m["end"], texts[m["page"]][m["start"] : m["end"]], vector)
         for m, vector in zip((node.metadata for node in done), vectors, strict=True)
@@ -350,11 +359,6 @@ def _sha256(path: Path) -> str:
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _unit(vectors: Sequence[Any]) -> list[np.ndarray]:
-    rows = np.asarray(vectors, dtype=np.float32)
-    return list(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
 def _passage_ids(library: Library) -> list[int]:

@@ -94,6 +94,8 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX citations_by_document ON citations (document_id);
     """,
+    # What belongs to an answer beside its text: how it ended, its steps and figures, the nearest passages.
+    "ALTER TABLE messages ADD COLUMN details TEXT NOT NULL DEFAULT '{}';",
 )
 
 

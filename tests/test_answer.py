@@ -86,7 +86,7 @@ def test_a_chat_keeps_question_answer_and_quotes(stocked):
         ("user", "Who is the director of the pilot station?"),
         ("assistant", second.text),
     ]
-    assert rows(stocked, "SELECT id, title FROM chats") == [("chat1", QUESTION[:60])]
+    assert rows(stocked, "SELECT id, title FROM chats") == [("chat1", QUESTION[:59] + "…")]
     quotes = [quote for (quote,) in rows(stocked, "SELECT quote FROM citations")]
     assert quotes
     assert all(quotes)
@@ -102,8 +102,9 @@ def test_a_document_removed_meanwhile_leaves_no_quote_in_the_chat(stocked):
 
     answer = list(ask(stocked, QUESTION))[-1]
     assert answer.citations
+    message_id = chats.begin(stocked, "late", "Q?", answer.run_id)
     stocked.remove(["harbour report 2023.pdf"])
-    chats.keep(stocked, "late", "Q?", answer)
+    chats.finish(stocked, message_id, answer)
     assert {quote for (quote,) in rows(stocked, "SELECT quote FROM citations")} == {""}
 
 

@@ -276,7 +276,10 @@ def test_a_limit_in_the_middle_keeps_what_was_read(config, write_pdf):
     [
         ("report_2023-final.pdf", "", "report 2023 final"),
         ("report.pdf", "Report", "report"),
-        ("x1.pdf", "Annual report", "x1: Annual report"),
+        ("q1 sales.pdf", "Annual report", "q1 sales: Annual report"),
+        ("184.txt", "", ""),
+        ("184.txt", "Annual report", "Annual report"),
+        ("annual.pdf", "0000764478-17-000008", "annual"),
         ("report.pdf", "Annual report 2023", "Annual report 2023"),
         (os.fsdecode(b"caf\xe9.pdf"), "", "caf\\udce9"),
     ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -106,15 +107,11 @@ class Parser:
         before = _fingerprint(path)
         if self._worker and self._worker.files >= self.config.parse_files_per_worker:
             self.close()
-        if self._worker is None or not self._worker.is_alive():
-            self.close()
-            self._worker = _Worker(self._command, self.config)
-        worker = self._worker
         is_done = False
         pages = 0
         try:
-            worker.ask(path, kind)
-            for event in _checked(worker.lines(), kind, path):
+            worker, lines = self._asked(path, kind)
+            for event in _checked(lines, kind, path):
                 if isinstance(event, ParsedPage):
                     pages += 1
                     worker.pages_of_this_file = pages
@@ -134,12 +131,28 @@ class Parser:
             is_done = True
             raise
         finally:
-            worker.rest()
+            if self._worker:
+                self._worker.rest()
             if not is_done:
                 self.close()
         if reason and not pages and reason != "too_much_text":
             raise refusal(reason, path)
         yield ParseEnd(reason, FILE_REASONS[reason].hint if reason else "")
+
+    def _asked(self, path: Path, kind: Kind) -> tuple[_Worker, Iterator[bytes]]:
+        """A process that was given the file, and its lines."""
+        if self._worker is None or not self._worker.is_alive():
+            self.close()
+            self._worker = _Worker(self._command, self.config)
+        self._worker.ask(path, kind)
+        lines = self._worker.lines()
+        first = next(lines, None)
+        if first is None and self._worker.files > 1 and not self._worker.verdict:
+            # It may have died after the file before, whose last threads the system was still clearing away. If this
+            # file is what it died of, a new process will show it.
+            self.close()
+            return self._asked(path, kind)
+        return self._worker, lines if first is None else itertools.chain([first], lines)
 
 
 def _worker_command(config: Config) -> list[str]:
