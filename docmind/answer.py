@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from docmind import chats, runs
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from docmind.backends import ModelInfo
     from docmind.citations import Evidence
+    from docmind.config import Config
     from docmind.context import Packed
     from docmind.library import Library, Page
     from docmind.search import Hit
@@ -235,7 +236,7 @@ def _answer(
 ) -> Iterator[AnswerEvent]:
     """Search, pack, one call of the model; how it went is in `work`."""
     library = work.library
-    work.profile = chosen = _with_overrides(find_profile(library.config, profile), backend, model)
+    work.profile = chosen = _chosen(library.config, profile, backend, model)
     # The model is checked, and starts to load, before the embedder: its absence is an answer within a second.
     work.model = _find_model(library, chosen)
     if library.counts()["passages"] == 0:
@@ -479,20 +480,23 @@ def _nearest(hit: Hit, question: str) -> dict[str, Any]:
 # Choosing the model -----------------------------------------------------------------------------------------------
 
 
-def _with_overrides(profile: Profile, backend: str | None, model: str | None) -> Profile:
-    """The profile with another backend or model in its place."""
-    from dataclasses import replace
+def _chosen(config: Config, profile: str | None, backend: str | None, model: str | None) -> Profile:
+    """The named profile, with another backend or model in its place where one is named.
 
-    if backend is None and model is None:
-        return profile
-    if backend is not None and backend != profile.backend and model is None:
+    A model named without a profile gets the settings any model gets: the starter's are made for a very small one.
+    """
+    found = find_profile(config, profile)
+    if (backend or found.backend, model or found.model) == (found.backend, found.model):
+        return found
+    if backend is not None and backend != found.backend and model is None:
         raise ProfileError(
             f"Which model of {backend}?", "Name it with --model; `docmind backends` lists them.", reason="model_missing"
         )
-    same = (backend or profile.backend) == profile.backend
+    same = (backend or found.backend) == found.backend
+    settings = found if profile is not None else Profile("", found.backend, found.model)
     return replace(
-        profile, name="", backend=backend or profile.backend, model=model or profile.model,
-        options=profile.options if same else {},
+        settings, name="", backend=backend or found.backend, model=model or found.model,
+        options=settings.options if same else {},
     )  # fmt: skip
 
 

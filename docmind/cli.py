@@ -70,12 +70,17 @@ def build_parser() -> argparse.ArgumentParser:
         description="Ask your own documents on your own machine, and check the answer.",
         parents=[shared],
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(command=_run, port=None, no_browser=False)  # bare `docmind` is `docmind run`
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help_text, description=help_text, parents=[shared])
         sub.set_defaults(command=run)
         return sub
+
+    sub = command("run", _run, "start the app in the browser (so does docmind alone)")
+    sub.add_argument("--port", type=_port, metavar="N", help="the first port to try (default: 8501)")
+    sub.add_argument("--no-browser", action="store_true", help="print the address only")
 
     sub = command("add", _add, "add files and folders to the library")
     sub.add_argument("paths", nargs="+", type=Path, metavar="PATH")
@@ -126,6 +131,70 @@ def build_parser() -> argparse.ArgumentParser:
 # Commands ---------------------------------------------------------------------------------------------------------
 
 
+def _run(arguments: argparse.Namespace) -> int:
+    import importlib.util
+    import subprocess
+
+    script = Path(__file__).parents[1] / "app.py"
+    if not script.is_file():
+        raise DocMindError(
+            f"There is no app.py in {script.parent}: only DocMind's own folder has it.",
+            "Install with `pip install -r requirements.txt` in that folder, or start `streamlit run app.py` there.",
+        )
+    if importlib.util.find_spec("streamlit") is None:
+        raise DocMindError(
+            "Streamlit, which draws the app, is not installed.",
+            f"Install it with `pip install -r {script.parent / 'requirements.txt'}`.",
+        )
+    # -P: a module in the folder one happens to be in must not stand in for one of Python's own.
+    command = [sys.executable, "-P", "-m", "streamlit", "run", str(script)]
+    if arguments.port is not None:
+        command += ["--server.port", str(_free_port(arguments.port))]
+    if arguments.no_browser:
+        command += ["--server.headless", "true"]
+    environment = os.environ | {"DOCMIND_HOME": str(load_config(arguments.home).home)}
+    status: int | None = None
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal status
+        status = 128 + number
+        # Ctrl+C reached the server too, but a signal sent to this process alone did not. A second SIGINT would make
+        # the server leave without storing what is half written; SIGTERM, however often, does not. On Windows
+        # terminate() would be a kill, and the console tells all its programs.
+        if sys.platform != "win32":
+            server.terminate()
+
+    server = subprocess.Popen(command, env=environment)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ended = server.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if status is not None:
+        return status
+    return ended if ended >= 0 else 128 - ended  # as a shell says it
+
+
+def _free_port(first: int) -> int:
+    """The first port from `first` on that nobody listens on, at most a hundred further; said when it is another."""
+    import socket
+
+    for port in range(first, min(first + 101, 65536)):
+        with socket.socket() as probe:
+            if sys.platform != "win32":  # where it would take a port from the one who has it
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                probe.listen()
+            except OSError:  # taken, or not for everybody: the next
+                continue
+        if port != first:
+            _print(f"Port {first} is taken; this is port {port}.", file=sys.stderr)
+        return port
+    raise DocMindError(f"No port from {first} on is free.", "Name another with --port.")
+
+
 def _add(arguments: argparse.Namespace) -> int:
     from docmind import ingest
 
@@ -162,10 +231,14 @@ def _add(arguments: argparse.Namespace) -> int:
     return 0 if achieved else 1
 
 
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 def _print_file(result: FileResult) -> None:
     line = f"{result.status:9} {_one_line(Path(result.path).name)}"
     if result.pages is not None:
-        line += f" · {result.pages} page{'s' if result.pages != 1 else ''}"
+        line += f" · {_count(result.pages, 'page')}"
         if result.pages_without_text:
             line += f", {result.pages_without_text} without text"
         line += f" · {result.seconds:.1f} s"
@@ -190,7 +263,7 @@ def _documents(arguments: argparse.Namespace) -> int:
 
 
 def _document_line(document: Document) -> str:
-    parts = [f"{document.pages} page{'s' if document.pages != 1 else ''}", document.state]
+    parts = [_count(document.pages, "page"), document.state]
     if document.collections:
         parts.append(", ".join(document.collections))
     return f"{document.document_id}  {_one_line(document.name)} · {' · '.join(parts)}"
@@ -250,7 +323,8 @@ def _ask(arguments: argparse.Namespace) -> int:
                     _status(f"Searching “{question}” …")
                 case answers.StepFinished(_, question, hits, documents, seconds):
                     _status("")
-                    line = f"Searched “{question}”: {hits} passages in {documents} documents · {seconds:.1f} s"
+                    found = f"{_count(hits, 'passage')} in {_count(documents, 'document')}"
+                    line = f"Searched “{question}”: {found} · {seconds:.1f} s"
                     if arguments.json:
                         _print_json({"step": {"tool": event.tool, "input": question, "hits": hits, "seconds": seconds}})
                     else:
@@ -318,7 +392,7 @@ def _print_proof(answer: Answer) -> None:
         figures.append(f"{timings['prompt_tokens']:,}/{answer.context['window']:,} tokens read")
     left_out = answer.context.get("left_out")
     if left_out:
-        figures.append(f"{len(left_out)} passages left out")
+        figures.append(f"{_count(len(left_out), 'passage')} left out")
     _print("\n" + " · ".join(figures), file=sys.stderr)
 
 
@@ -479,6 +553,13 @@ def _status(text: str) -> None:
 def _text(argument: str) -> str:
     """What was typed, without bytes that are no UTF-8: neither SQLite nor a tokenizer takes them."""
     return argument.encode("utf-8", "replace").decode()
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError("a number from 1 to 65535")
+    return value
 
 
 def _positive(text: str) -> int:

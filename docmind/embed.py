@@ -119,6 +119,11 @@ def load_embedding() -> HuggingFaceEmbedding:
         return _loaded[folder]
 
 
+def is_loaded() -> bool:
+    """Whether the model is in memory; loading it takes some seconds."""
+    return bool(_loaded)
+
+
 def embed_query(text: str) -> np.ndarray:
     """The question's vector, (dimension,) float32, unit length."""
     embedding = load_embedding()

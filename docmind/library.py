@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from docmind import store
+from docmind import store, uploads
 from docmind.config import Config, load_config
 from docmind.embed import EmbeddingIdentity, same_model
 from docmind.errors import DocumentNotFound, EmbeddingChanged, LibraryDamaged
@@ -190,6 +190,17 @@ class Library:
                 for row in db.execute("SELECT * FROM pages WHERE document_id = ? ORDER BY page", (document_id,))
             ]
 
+    def outline(self, document_id: str) -> list[tuple[int, str]]:
+        """The headings a document names itself, with their pages; [] where it has none."""
+        with store.reading(self.path) as db:
+            row = db.execute("SELECT outline FROM documents WHERE id = ?", (document_id,)).fetchone()
+            return [(int(page), str(heading)) for page, heading in json.loads(row["outline"])] if row else []
+
+    def generation(self) -> str:
+        """A mark that changes whenever the documents do, in whatever process."""
+        with store.reading(self.path) as db:
+            return _stamp(db)
+
     def page(self, document_id: str, number: int) -> Page:
         """One page.
 
@@ -228,6 +239,24 @@ class Library:
                 )
             ]
         return self.passages(ids)
+
+    def page_states(self, document_id: str) -> list[tuple[int, str, str | None]]:
+        """Per page its number, where its text came from (text, ocr, none) and why there is none; no text is read."""
+        with store.reading(self.path) as db:
+            rows = db.execute(
+                "SELECT page, source, reason FROM pages WHERE document_id = ? ORDER BY page", (document_id,)
+            )
+            return [tuple(row) for row in rows]
+
+    def unread_pages(self) -> dict[str, int]:
+        """How many pages could not be read, by document id, where there are any; a blank page is read."""
+        with store.reading(self.path) as db:
+            return dict(
+                db.execute(
+                    "SELECT d.id, count(*) FROM documents d CROSS JOIN pages p ON p.document_id = d.id"
+                    " WHERE d.state <> 'ready' AND p.source = 'none' AND p.reason IS NOT 'blank' GROUP BY d.id"
+                ).fetchall()
+            )
 
     def counts(self) -> dict[str, int]:
         """How many documents, pages and passages there are, and the generation number."""
@@ -362,6 +391,20 @@ class Library:
             self._forget_removed()
         return replaced
 
+    def set_collections(
+        self, document_ids: Sequence[str], *, add: Sequence[str] = (), remove: Sequence[str] = ()
+    ) -> None:
+        """File documents under collections, and take them out of others. A collection without documents is gone."""
+        with store.writing(self.path) as db:
+            for document_id in document_ids:
+                if db.execute("SELECT 1 FROM documents WHERE id = ?", (document_id,)).fetchone() is None:
+                    continue  # removed meanwhile
+                _add_to_collections(db, document_id, [writable(name) for name in add])
+                db.executemany(
+                    "DELETE FROM collections WHERE name = ? AND document_id = ?",
+                    [(writable(name), document_id) for name in remove],
+                )
+
     def replace_vectors(self, vectors: Iterator[tuple[int, np.ndarray]], identity: EmbeddingIdentity) -> None:
         """Swap in vectors of another model, all in one transaction. `vectors` yields (passage id, vector)."""
         with store.writing(self.path) as db:
@@ -380,7 +423,8 @@ class Library:
     def remove(self, keys: Sequence[str]) -> list[Document]:
         """Remove documents for good: none of their text stays in the database, its log or the vector file.
 
-        Answers that quoted them keep their own words and lose the quotes.
+        Answers that quoted them keep their own words and lose the quotes. Files that were added by path stay where
+        they are; the copy that was kept of an upload goes.
 
         Raises:
             DocumentNotFound: One of the keys leads nowhere; then nothing is removed.
@@ -391,6 +435,7 @@ class Library:
             for document in documents:
                 _delete_document(db, document.document_id)
             _next_generation(db)
+        uploads.forget_documents(self.config, [document.document_id for document in documents])
         self._forget_removed()
         log.info("removed %d documents", len(documents))
         return documents

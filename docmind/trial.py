@@ -1,0 +1,155 @@
+"""Trying a model on a tiny prompt: does it load, does it write, how fast. Knows no documents and no screen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from docmind.backends import backend as find_backend
+from docmind.background import follow
+from docmind.errors import BackendError, DocMindError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from docmind.config import Config
+
+PROMPT = "What is a harbour for? Answer in two short sentences."
+MAX_TOKENS = 48  # enough to measure the speed of writing, and two seconds on a slow machine
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came back.
+
+    Attributes:
+        first_token_seconds: From the end of loading to the first word; None when there was none.
+        tokens_per_second: Of writing; None for fewer than two tokens.
+        context_window: Tokens the model really has, as it was loaded.
+        load_seconds: None when it was in memory already.
+        is_stopped: Whether it was stopped; then `text` is what was written so far.
+    """
+
+    text: str
+    first_token_seconds: float | None
+    tokens_per_second: float | None
+    context_window: int
+    load_seconds: float | None
+    is_stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrialProgress:
+    """Where a trial is: `done` of `total`, in percent while loading and in tokens while reading."""
+
+    phase: Literal["starting", "waiting", "loading", "reading", "writing"] = "starting"
+    done: int = 0
+    total: int = 0
+    text: str = ""
+
+
+def try_model(
+    config: Config,
+    backend: str,
+    model: str,
+    options: Mapping[str, Any],
+    stop: threading.Event,
+    report: Callable[[TrialProgress], None] | None = None,
+) -> Trial:
+    """Let a model answer a tiny prompt. Blocks; loads the model when it is not loaded.
+
+    Args:
+        options: As `build` of the backend takes them.
+        stop: Setting it ends the trial within about a second.
+        report: Told how far it is, from this thread.
+
+    Raises:
+        DocMindError: The model cannot be used; message and hint say why and what to do.
+    """
+    llm: Any = find_backend(backend).build(config, model, options)
+    from llama_index.core.llms import ChatMessage
+
+    text, receipt = "", {}
+    started = time.monotonic()
+    loading_at: float | None = None
+    ready_at: float | None = None
+    first_at: float | None = None
+    messages = [ChatMessage(role="user", content=PROMPT)]
+    stream = follow(lambda: llm.astream_chat(messages, max_tokens=MAX_TOKENS), stop, llm.stop)
+    try:
+        for response in stream:
+            receipt = dict(response.raw or {})
+            phase = receipt.get("phase", "writing")
+            now = time.monotonic()
+            if phase == "loading":
+                loading_at = loading_at or now
+            elif phase != "waiting":
+                ready_at = ready_at or now
+            text += response.delta or ""
+            if response.delta:
+                first_at = first_at or now
+            if report is not None:
+                report(TrialProgress(phase, receipt.get("done", 0), receipt.get("total", 0), text))
+    finally:
+        stream.close()
+    first = receipt.get("first_token_seconds")
+    if first is None and first_at is not None:
+        first = first_at - (ready_at or started)
+    return Trial(
+        text=text.strip(),
+        first_token_seconds=first,
+        tokens_per_second=receipt.get("tokens_per_second"),
+        context_window=llm.metadata.context_window,
+        load_seconds=ready_at - loading_at if ready_at is not None and loading_at is not None else None,
+        is_stopped=receipt.get("finish_reason") == "stopped",
+    )
+
+
+class TrialRun:
+    """A trial in a thread of its own. `trial` or `error` is there once `is_running` is false."""
+
+    def __init__(self, config: Config, backend: str, model: str, options: Mapping[str, Any]) -> None:
+        self.backend = backend
+        self.model = model
+        self.progress = TrialProgress()
+        self.trial: Trial | None = None
+        self.error: DocMindError | None = None
+        self.started_at = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(config, dict(options)), name="docmind-trial", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._thread.is_alive()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it has been told to stop, and has not ended."""
+        return self._stop.is_set() and self.is_running
+
+    def stop(self) -> None:
+        """End it soon; returns at once."""
+        self._stop.set()
+
+    def wait(self, timeout_seconds: float | None = None) -> bool:
+        """Whether it ended in that time."""
+        self._thread.join(timeout_seconds)
+        return not self.is_running
+
+    def _run(self, config: Config, options: Mapping[str, Any]) -> None:
+        def report(progress: TrialProgress) -> None:
+            self.progress = progress
+
+        try:
+            self.trial = try_model(config, self.backend, self.model, options, self._stop, report)
+        except DocMindError as error:
+            self.error = error
+        finally:
+            if self.trial is None and self.error is None:  # something nobody foresaw; Python prints it
+                self.error = BackendError("The test broke off.", "Run `docmind doctor`; its text says more.")

@@ -1,0 +1,235 @@
+"""One message as it is drawn: the answer with its chips, what was searched, the proof in one line, the receipt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from docmind import embed
+from docmind.answer import ModelWaiting, StepFinished, StepStarted, TextDelta
+from docmind.errors import DocMindError, DocumentNotFound
+from docmind.parse.boxes import boxes_for
+from pages.parts.frame import show_error
+from pages.parts.safe import answer as inert
+from pages.parts.safe import answer_with_chips, plain
+
+if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
+
+    from docmind.chats import Message
+    from docmind.library import Library
+    from docmind.runs import Run
+
+NEAREST_FROM = 101  # numbers of the chips that lead to the nearest passages
+UNPROVEN_FROM = 1001  # numbers of the chips that say what is missing: this and the sentence's place
+LEFT_OUT_SHOWN = 12
+AVATARS = {"user": ":material/person:", "assistant": ":material/auto_stories:"}
+REASONS = {
+    "cut_at_limit": "The answer reached its length limit.",
+    "no_end_marker": "The model ended without saying that it had finished.",
+    "interrupted": "DocMind was closed while this was being written.",
+}
+
+
+def bubble(role: str) -> DeltaGenerator:
+    """Where a message of "user" or "assistant" is drawn."""
+    return st.chat_message(role, avatar=AVATARS[role])
+
+
+# A message of the library ------------------------------------------------------------------------------------------
+
+
+def draw_message(message: Message) -> None:
+    """A question or an answer that has ended."""
+    with bubble(message.role):
+        if message.role == "user":
+            st.markdown(inert(message.text))
+            return
+        for step in message.details.get("steps", ()):
+            _draw_step(step, message.details)
+        if message.text:
+            st.markdown(_with_chips(message))
+        _draw_end(message)
+        if message.finished != "failed":
+            _draw_receipt(message)
+
+
+def _with_chips(message: Message) -> str:
+    """The text with its citations at the ends of sentences, and a mark where proof is missing."""
+    ends: list[tuple[int, str]] = []
+    for place, sentence in enumerate(message.sentences):
+        chips = "".join(_chip(message, number, str(number), "blue") for number in sentence["citations"])
+        if not chips and sentence["is_claim"] and sentence["support"] == "none":
+            chips = _chip(message, UNPROVEN_FROM + place, "⚠", "orange")
+        if chips:
+            ends.append((_end_of_words(message.text, sentence["end"]), " " + chips))
+    return answer_with_chips(message.text, ends)
+
+
+def _chip(message: Message, number: int, text: str, colour: str) -> str:
+    return f"[:{colour}-badge[{text}]](#cite-{message.message_id}-{number})"
+
+
+def _end_of_words(text: str, end: int) -> int:
+    """The offset behind the sentence's last character that shows."""
+    return len(text[:end].rstrip())
+
+
+def _draw_step(step: dict[str, Any], details: dict[str, Any]) -> None:
+    """What was searched, one quiet line that opens."""
+    hits, documents = step["hits"], step.get("documents")
+    where = f" in {_count(documents, 'document')}" if documents else ""
+    label = f"Searched “{plain(step['input'], limit=80)}”: {_count(hits, 'passage')}{where} · {step['seconds']:.1f} s"
+    with st.expander(label, type="compact"):
+        context = details.get("context") or {}
+        given = (context.get("parts") or {}).get("evidence")
+        left_out = context.get("left_out") or []
+        lines = [f"The model was given {given:,} tokens of evidence."] if given else []
+        if left_out:
+            lines.append(f"Left out, since they did not fit time or window: {_count(len(left_out), 'passage')}.")
+        st.caption(" ".join(lines) or "Nothing was given to the model.")
+        for left in left_out[:LEFT_OUT_SHOWN]:
+            st.caption(f"{plain(left['document'], limit=60)}, page {left['page']} · {left['tokens']} tokens")
+
+
+def _draw_end(message: Message) -> None:
+    """How it ended, where that needs a word, and the proof in one line."""
+    details, reason = message.details, message.details.get("reason")
+    if message.finished == "failed":
+        show_error(DocMindError(details.get("message", "This could not be answered."), details.get("hint", "")))
+    elif message.finished == "stopped":
+        st.caption("Stopped. What was written so far is kept.")
+    elif message.finished == "cut":
+        st.warning(f"Cut off. {REASONS.get(str(reason), f'Reason: {plain(str(reason))}.')}")
+    claims = [sentence for sentence in message.sentences if sentence["is_claim"]]
+    quoted = sum(sentence["support"] == "quoted" for sentence in claims)
+    unproven = sum(sentence["support"] == "none" for sentence in claims)
+    parts = [f":green[✓ {quoted} quoted]"] if quoted else []
+    parts += [f":orange[⚠ {unproven} without proof]"] if unproven else []
+    if parts:
+        st.caption(" · ".join(parts))
+    nearest = details.get("nearest") or []
+    if nearest:
+        chips = " · ".join(
+            f"[:gray-badge[{plain(near['document'], limit=40)}, page {near['page']}]]"
+            f"(#cite-{message.message_id}-{NEAREST_FROM + place})"
+            for place, near in enumerate(nearest)
+        )
+        st.caption(f"Nearest passages: {chips}")
+
+
+def _draw_receipt(message: Message) -> None:
+    """One muted line that opens: first token, speed, model, window used."""
+    details = message.details
+    timings, context = details.get("timings") or {}, details.get("context") or {}
+    figures = []
+    if timings.get("first_token_s") is not None:
+        figures.append(f"{timings['first_token_s']:.1f} s")
+    if timings.get("tokens_per_second"):
+        figures.append(f"{timings['tokens_per_second']:.0f} tok/s")
+    if details.get("model"):
+        figures.append(plain(details["model"], limit=40))
+    read, window = timings.get("prompt_tokens"), context.get("window")
+    if read and window:
+        figures.append(f"{read:,}/{window:,} {meter(read / window)}")
+    if not figures:
+        return
+    with st.popover(f":gray[{' · '.join(figures)}]", type="tertiary", key=f"receipt-{message.message_id}"):
+        st.markdown(_receipt_table(details, timings, context))
+
+
+def meter(share: float) -> str:
+    """A share of the window as four small boxes."""
+    full = max(0, min(4, round(share * 4 + 0.49)))
+    return "▮" * full + "▯" * (4 - full)
+
+
+def _receipt_table(details: dict[str, Any], timings: dict[str, Any], context: dict[str, Any]) -> str:
+    parts = context.get("parts") or {}
+    rows = [
+        ("First token", _seconds(timings.get("first_token_s"))),
+        ("Search", _seconds(timings.get("retrieval_s"))),
+        ("In all", _seconds(timings.get("total_s"))),
+        ("Written", _tokens(timings.get("answer_tokens"))),
+        ("Instructions and question", _tokens(parts.get("instructions_and_question"))),
+        ("Evidence", _tokens(parts.get("evidence"))),
+        ("of these read before", _tokens(parts.get("cached"))),
+        ("Kept for the answer", _tokens(parts.get("answer_limit"))),
+        ("Window", _tokens(context.get("window"))),
+        ("Backend", plain(details.get("backend") or "–")),
+        ("Profile", plain(details.get("profile") or "–")),
+    ]
+    return "| | |\n|---|---:|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} s"
+
+
+def _tokens(value: int | None) -> str:
+    return "–" if value is None else f"{value:,} tokens"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+# An answer that is being written ------------------------------------------------------------------------------------
+
+
+def draw_growing(run: Run) -> None:
+    """What an answer has come to: its step, what it waits for, its text so far."""
+    step, waiting, text = "", "Starting …", []
+    for event in run.events_after():
+        match event:
+            case StepStarted(_, asked):
+                waiting = f"Searching “{plain(asked, limit=80)}” …"
+                if not embed.is_loaded():
+                    waiting = "Loading the search model, some seconds once after the start …"
+            case StepFinished(_, asked, hits, documents, seconds):
+                step = (
+                    f"Searched “{plain(asked, limit=80)}”: {_count(hits, 'passage')} in"
+                    f" {_count(documents, 'document')} · {seconds:.1f} s"
+                )
+                waiting = "Packing the evidence …"
+            case ModelWaiting():
+                waiting = _waiting(event)
+            case TextDelta(piece):
+                text.append(piece)
+    if step:
+        st.expander(step, type="compact").caption("The evidence is listed when the answer is complete.")
+    if text:
+        st.markdown(inert("".join(text)))
+    else:
+        st.caption(waiting)
+
+
+def _waiting(event: ModelWaiting) -> str:
+    if event.phase == "waiting":
+        return f"{event.ahead} before you …"
+    if event.phase == "loading":
+        return "Loading the model …"
+    share = f" {event.done:,} of {event.total:,} tokens" if event.total else ""
+    return f"Reading{share} …"
+
+
+# What a chip leads to -----------------------------------------------------------------------------------------------
+
+
+def sources_of(library: Library, message: Message) -> list[dict[str, Any]]:
+    """The citations of an answer, then its nearest passages, as the source pane takes them."""
+    sources = list(message.citations)
+    for place, near in enumerate(message.details.get("nearest") or []):
+        source = {**near, "number": NEAREST_FROM + place, "quote": "", "boxes": [], "page_sha256": ""}
+        try:
+            page = library.page(near["document_id"], near["page"])
+        except DocumentNotFound:  # removed since: the pane says so
+            sources.append(source)
+            continue
+        boxes = boxes_for(page.boxes, near["start"], near["end"]) if page.boxes else []
+        quote = page.text[near["start"] : near["end"]]
+        sources.append(
+            {**source, "quote": quote, "boxes": [list(map(float, b)) for b in boxes], "page_sha256": page.sha256}
+        )
+    return sources

@@ -1,0 +1,152 @@
+"""What stands beside every page: the chats, the model that answers, where text goes, and how busy the machine is."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from docmind import chats, runs
+from pages.parts import frame
+from pages.parts.panel import draw_strip
+from pages.parts.safe import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from docmind.chats import Chat
+
+CHAT_PAGE = "pages/chat.py"
+SHOWN_CHATS = 40
+CHATS_HEIGHT_PIXELS = 190  # the model below stays in sight on a laptop
+TITLE_CHARACTERS = 34  # what fits one line of the sidebar
+
+
+def draw_sidebar() -> None:
+    """All of it, from top to bottom."""
+    if st.button("New chat", icon=":material/add:", width="stretch", help="Start with an empty page"):
+        open_chat(None)
+    _draw_chats()
+    _draw_model()
+    draw_strip()
+
+
+def open_chat(chat_id: str | None) -> None:
+    """Go to a chat; None is a new one."""
+    st.session_state["chat"] = chat_id or uuid.uuid4().hex
+    st.session_state.pop("source", None)
+    st.switch_page(CHAT_PAGE)
+
+
+# Chats ------------------------------------------------------------------------------------------------------------
+
+
+def _draw_chats() -> None:
+    words = st.text_input(
+        "Search chats", key="chat_search", placeholder="Search chats", icon=":material/search:",
+        label_visibility="collapsed",
+    )  # fmt: skip
+    found = chats.list_chats(frame.library(), words, limit=SHOWN_CHATS + 1)
+    with st.container(height=CHATS_HEIGHT_PIXELS, border=False, gap=None, key="chats"):
+        if not found:
+            st.caption("No chat holds these words." if words else "Your chats are kept here.")
+        for day, group in _by_day(found[:SHOWN_CHATS]):
+            st.caption(day)
+            for chat in group:
+                _draw_chat(chat)
+        if len(found) > SHOWN_CHATS:
+            st.caption("Older ones are found by their words.")
+
+
+def _draw_chat(chat: Chat) -> None:
+    is_open = st.session_state.get("chat") == chat.chat_id
+    name = plain(chat.title, limit=TITLE_CHARACTERS)
+    if runs.answering(chat.chat_id):
+        name = f"{name} …"
+    with st.container(horizontal=True, gap=None, vertical_alignment="center", key=f"row-{chat.chat_id}", wrap=False):
+        label = f"**{name}**" if is_open else name
+        if st.button(label, key=f"open-{chat.chat_id}", type="tertiary", width="stretch"):
+            open_chat(chat.chat_id)
+        action = st.menu_button(
+            ":material/more_horiz:", ["Rename", "Delete"], key=f"menu-{chat.chat_id}", type="tertiary"
+        )
+    if action == "Rename":
+        _rename(chat)
+    elif action == "Delete":
+        _delete(chat)
+
+
+@st.dialog("Rename chat")
+def _rename(chat: Chat) -> None:
+    title = st.text_input("Title", chat.title, max_chars=chats.TITLE_CHARACTERS)
+    if st.button("Rename", type="primary"):
+        chats.rename(frame.library(), chat.chat_id, title)
+        st.rerun()
+
+
+@st.dialog("Delete chat")
+def _delete(chat: Chat) -> None:
+    st.markdown(f"“{plain(chat.title)}” with its questions, answers and quotes will be gone for good.")
+    if st.button("Delete", type="primary"):
+        run = runs.answering(chat.chat_id)
+        if run:
+            run.stop()
+        chats.delete(frame.library(), chat.chat_id)
+        if st.session_state.get("chat") == chat.chat_id:
+            open_chat(None)
+        st.rerun()
+
+
+def _by_day(found: list[Chat]) -> Iterator[tuple[str, list[Chat]]]:
+    """Chats under "Today", "Yesterday", "This week" and "Earlier", in their order."""
+    today = datetime.now().astimezone().date()
+    groups: dict[str, list[Chat]] = {}
+    for chat in found:
+        day = datetime.fromisoformat(chat.updated_at).replace(tzinfo=UTC).astimezone().date()
+        name = "Earlier"
+        if day >= today:
+            name = "Today"
+        elif day == today - timedelta(days=1):
+            name = "Yesterday"
+        elif day > today - timedelta(days=7):
+            name = "This week"
+        groups.setdefault(name, []).append(chat)
+    yield from groups.items()
+
+
+# The model --------------------------------------------------------------------------------------------------------
+
+
+def _draw_model() -> None:
+    """Backend and model, switched on the fly: the next question goes to what is chosen here."""
+    state = st.session_state
+    found = {detection.backend: detection for detection in frame.found_backends()}
+    profiles = frame.profiles()
+    if wanted := state.pop("pending_profile", None):
+        state["profile"] = wanted
+    if not state.get("backend") or wanted:
+        first = next((p for p in profiles if p.name == (wanted or "starter")), profiles[0])
+        state["profile"], state["backend"], state["model"] = first.name, first.backend, first.model
+    names = [name for name, detection in found.items() if detection.available] or list(found)
+    if state["backend"] not in names:
+        names.insert(0, state["backend"])
+    backend = st.selectbox(
+        "Backend", names, names.index(state["backend"]),
+        format_func=lambda name: found[name].label if name in found else name,
+    )  # fmt: skip
+    detection = found.get(backend)
+    models = [model.name for model in detection.models if model.reason is None] if detection else []
+    current = state["model"] if backend == state["backend"] else (models[0] if models else None)
+    if current is not None and current not in models:
+        models.insert(0, current)
+    model = st.selectbox(
+        "Model", models, models.index(current) if current in models else None, placeholder="No model found",
+        help="The next question goes to this model; what was answered before stays.",
+    )  # fmt: skip
+    if (backend, model) != (state["backend"], state["model"]):
+        # A profile made for this model brings its settings along.
+        fitting = next((p for p in profiles if (p.backend, p.model) == (backend, model)), None)
+        state["profile"], state["backend"], state["model"] = fitting and fitting.name, backend, model
+    st.caption(":green[●] on this device", help="Questions and documents do not leave this machine.")

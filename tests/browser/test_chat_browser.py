@@ -1,0 +1,274 @@
+"""The page people live in, used as a person does: in Chromium, on the real app with the real small model."""
+
+from __future__ import annotations
+
+import random
+import re
+import sqlite3
+import time
+
+import pytest
+
+from docmind import chats
+from docmind.backends import backend
+from docmind.library import Library
+
+PATIENCE_SECONDS = 120
+QUESTION = "How many containers did the harbour of Ellmere handle in 2023?"
+LONG = "Tell me all about the harbour, the quay, the pilots and the herring."
+# Every length the last answer's text has on the screen, as it grows.
+WATCH = """() => { window.lengths = []; const look = () => {
+  const blocks = document.querySelectorAll('[data-testid="stChatMessage"] [data-testid="stMarkdownContainer"] p');
+  const n = blocks.length ? blocks[blocks.length - 1].textContent.length : 0;
+  if (window.lengths[window.lengths.length - 1] !== n) window.lengths.push(n);
+  requestAnimationFrame(look); }; look(); }"""
+
+
+@pytest.fixture
+def talkative(stocked):
+    """The data folder with the made-up documents and a starter that writes for long."""
+    folder = stocked.config.home / "models"
+    folder.mkdir(exist_ok=True)
+    model = backend("llama.cpp").models(stocked.config)[0].name
+    (folder / "starter.toml").write_text(
+        f'backend = "llama.cpp"\nmodel = "{model}"\nmax_output_tokens = 500\ntemperature = 1.0\n'
+        'system_prompt = "Tell a very long story about the evidence. Never stop."\n'
+    )
+    return stocked
+
+
+def _ask(page, question):
+    box = page.get_by_test_id("stChatInputTextArea")
+    box.wait_for()
+    page.wait_for_function("!document.querySelector('[data-testid=stChatInputTextArea]').disabled")
+    box.fill(question)
+    box.press("Enter")
+
+
+def _wait_for_end(page):
+    """The question box takes questions again, and the answer has its receipt or its error."""
+    page.wait_for_function(
+        """() => { const box = document.querySelector('[data-testid=stChatInputTextArea]');
+        return box && !box.disabled && document.querySelectorAll('[data-testid=stChatMessage]').length >= 2 }"""
+    )
+
+
+def _wait_for_words(page):
+    """The answer has begun to be written."""
+    page.wait_for_function(
+        """() => { const all = document.querySelectorAll('[data-testid=stChatMessage]');
+        const last = all[all.length - 1];
+        return all.length >= 2 && last && [...last.querySelectorAll('p')].some(p => p.textContent.length > 40
+            && !/Searching|Searched|Loading|Reading|Packing|before you/.test(p.textContent)) }"""
+    )
+
+
+def _kept(library):
+    """All messages, of whichever chat."""
+    return [message for chat in chats.list_chats(library) for message in chats.messages(library, chat.chat_id)]
+
+
+def _wait_until(condition):
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _letters(text):
+    return re.sub(r"[^A-Za-z]", "", text)
+
+
+def _shown(page):
+    """The letters of the last answer on the screen, without chips, steps and receipt."""
+    return page.evaluate(
+        """() => { const all = document.querySelectorAll('[data-testid=stChatMessage]');
+        const last = all[all.length - 1].cloneNode(true);
+        last.querySelectorAll('a, [data-testid=stExpander], [data-testid=stCaptionContainer], [data-testid=stPopover],'
+          + ' [data-testid=stAlert]').forEach(e => e.remove());
+        return [...last.querySelectorAll('[data-testid=stMarkdownContainer]')].map(e => e.textContent).join('') }"""
+    )
+
+
+def test_a_person_asks_sees_the_answer_and_checks_it(app_server, page, stocked):
+    """The question, the answer, its chip, the page with the sentence marked; then the keyboard closes it."""
+    page.goto(app_server().url)
+    _ask(page, QUESTION)
+    chip = page.locator('a[href^="#cite-"]').first
+    chip.wait_for()
+    answer = _kept(stocked)[-1]
+    assert answer.citations
+    assert page.get_by_text("quoted").first.is_visible()
+    chip.click()
+    page.get_by_test_id("stImage").first.wait_for()
+    assert page.get_by_text(re.compile(r"harbour report 2023\.pdf · page \d+")).first.is_visible()
+    assert "?c=" in page.url
+    assert len(page.context.pages) == 1
+    page.keyboard.press("Escape")
+    page.get_by_test_id("stImage").first.wait_for(state="detached")
+
+
+def test_words_arrive_in_steps_and_a_stop_keeps_them(app_server, page, talkative):
+    """Not all at once; Escape stops the model and says so."""
+    page.goto(app_server().url)
+    page.get_by_test_id("stChatInputTextArea").wait_for()
+    page.evaluate(WATCH)
+    _ask(page, LONG)
+    _wait_for_words(page)
+    page.wait_for_function("new Set(window.lengths.slice(-20)).size >= 4")
+    page.keyboard.press("Escape")
+    page.get_by_text("Stopped. What was written so far is kept.").wait_for()
+    kept = _kept(talkative)[-1]
+    assert kept.finished == "stopped"
+    assert kept.text
+    assert _letters(_shown(page)) == _letters(kept.text)
+
+
+def test_an_answer_survives_a_refresh_a_page_switch_and_a_second_tab(app_server, page, talkative):
+    """All of them show the same in the end: what the library keeps."""
+    url = app_server().url
+    page.goto(url)
+    _ask(page, LONG)
+    _wait_for_words(page)
+    page.reload()
+    _wait_for_words(page)
+    second = page.context.new_page()
+    second.goto(page.url)
+    _wait_for_words(second)
+    page.get_by_role("link", name="Models").click()
+    page.get_by_role("link", name="Ask").click()
+    _wait_for_end(second)
+    _wait_for_end(page)
+    kept = _kept(talkative)[-1]
+    assert kept.finished in ("complete", "cut")
+    for tab in (page, second):
+        tab.get_by_test_id("stPopover").last.wait_for()
+        assert _letters(_shown(tab)) == _letters(kept.text)
+    assert len(_kept(talkative)) == 2
+
+
+def test_a_closed_tab_does_not_end_the_answer(app_server, page, talkative):
+    """It is complete when the person comes back."""
+    page.goto(app_server().url)
+    _ask(page, LONG)
+    _wait_for_words(page)
+    address, context = page.url, page.context
+    page.close()
+    _wait_until(lambda: _kept(talkative)[-1].finished)
+    assert _kept(talkative)[-1].finished in ("complete", "cut")
+    again = context.new_page()
+    again.goto(address)
+    again.get_by_test_id("stPopover").last.wait_for()
+    assert _letters(_shown(again)) == _letters(_kept(talkative)[-1].text)
+
+
+@pytest.mark.slow
+def test_thirty_random_refreshes_switches_and_tabs_change_no_letter(app_server, page, talkative):
+    """Whatever is done while answers are written, the screen ends with what the run wrote."""
+    chance = random.Random(7)
+    page.goto(app_server().url)
+    tabs = [page]
+    done = 0
+    while done < 30:
+        _wait_for_end(tabs[0]) if done else None
+        _ask(tabs[0], LONG)
+        for _ in range(5):
+            time.sleep(chance.uniform(0.1, 1.5))
+            tab = chance.choice(tabs)
+            match chance.choice(["refresh", "switch", "tab"]):
+                case "refresh":
+                    tab.reload()
+                case "switch":
+                    tab.get_by_role("link", name=chance.choice(["Documents", "Models", "Performance"])).click()
+                    tab.get_by_role("link", name="Ask").click()
+                case "tab" if len(tabs) < 3:
+                    tabs.append(page.context.new_page())
+                    tabs[-1].goto(page.url)
+            done += 1
+        _wait_until(lambda: _kept(talkative)[-1].finished)
+        kept = _kept(talkative)[-1]
+        for tab in tabs:
+            if "?c=" not in tab.url:
+                tab.get_by_role("link", name="Ask").click()
+            tab.reload()
+            tab.get_by_test_id("stPopover").last.wait_for()
+            _wait_until(lambda tab=tab, kept=kept: _letters(_shown(tab)) == _letters(kept.text))
+    assert not [message for message in _kept(talkative) if message.role == "assistant" and not message.finished]
+
+
+def test_the_model_is_switched_in_the_middle_of_a_chat(app_server, page, stocked):
+    """The next question goes to the other model; what was answered stays."""
+    info = backend("llama.cpp").models(stocked.config)[0]
+    folder = stocked.config.home / "models"
+    folder.mkdir(exist_ok=True)
+    (folder / "second-model.gguf").symlink_to(info.path)
+    page.goto(app_server().url)
+    _ask(page, QUESTION)
+    page.get_by_test_id("stPopover").last.wait_for()
+    page.get_by_test_id("stSidebar").get_by_role("combobox").nth(1).click()
+    page.get_by_role("option", name="second-model").click()
+    page.wait_for_function(
+        "[...document.querySelectorAll('[data-testid=stSidebar] input, [data-testid=stSidebar] [data-baseweb=select]')]"
+        ".some(e => (e.value || e.textContent || '').includes('second-model'))"
+    )
+    _ask(page, QUESTION)
+    _wait_until(lambda: len(_kept(stocked)) == 4 and _kept(stocked)[-1].finished)
+    assert [m.details["model"] for m in _kept(stocked) if m.role == "assistant"] == [info.name, "second-model"]
+
+
+def test_two_people_at_once_each_see_their_own_chat(app_server, browser, stocked):
+    """Two browsers, two chats, two answers."""
+    url = app_server().url
+    people = [browser.new_context() for _ in range(2)]
+    try:
+        pages = [person.new_page() for person in people]
+        for one in pages:
+            one.set_default_timeout(PATIENCE_SECONDS * 1000)
+            one.goto(url)
+        for one in pages:
+            _ask(one, QUESTION)
+        for one in pages:
+            one.get_by_test_id("stPopover").last.wait_for()
+            assert one.get_by_test_id("stChatMessage").count() == 2
+        assert len(chats.list_chats(stocked)) == 2
+    finally:
+        for person in people:
+            person.close()
+
+
+def test_a_killed_server_keeps_what_was_written(app_server, page, talkative):
+    """The next start shows it, and that it was cut."""
+    served = app_server()
+    page.goto(served.url)
+    _ask(page, LONG)
+    _wait_for_words(page)
+    _wait_until(lambda: _kept(talkative)[-1].text)
+    address = page.url.partition("?")[2]
+    served.process.kill()
+    served.process.wait()
+    page.goto(f"{app_server().url}/?{address}")
+    page.get_by_text("DocMind was closed while this was being written.").wait_for()
+    assert _letters(_kept(talkative)[-1].text) == _letters(_shown(page))
+
+
+def test_a_stopped_server_keeps_everything_shown(app_server, page, talkative):
+    """A polite end stores the partial answer as stopped."""
+    served = app_server()
+    page.goto(served.url)
+    _ask(page, LONG)
+    _wait_for_words(page)
+    served.process.terminate()
+    served.process.wait(PATIENCE_SECONDS)
+    kept = _kept(talkative)[-1]
+    assert (kept.finished, bool(kept.text)) == ("stopped", True)
+
+
+def test_a_library_that_cannot_be_opened_says_why_on_the_page(app_server, page, config):
+    """And what to do."""
+    Library(config)
+    with sqlite3.connect(config.database) as db:
+        db.execute("PRAGMA user_version = 999")
+    db.close()
+    page.goto(app_server().url)
+    page.get_by_text("was made by a newer DocMind").first.wait_for()
+    page.get_by_text("Install the newer DocMind again").first.wait_for()
