@@ -64,6 +64,9 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     # With a folder named pages beside it, the first visit of all to /documents would run that page without this file:
     # the server thinks so until st.navigation was called once. Remove it when pages/ no longer means that.
     PagesManager.uses_pages_directory = False
+    if share:
+        port = share.port or st.get_option("server.port")
+        print(f"  Shared. Others open http://{share.host}:{port}/?token=… with your token, once.\n", flush=True)
     if not st.get_option("server.headless"):
         address = f"http://{st.get_option('browser.serverAddress')}:{st.get_option('server.port')}"
         # A moment later, when the port answers; in a thread, for some browsers are waited for until they are closed.

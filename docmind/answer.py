@@ -423,7 +423,7 @@ def _finish(work: _Work) -> Answer | None:
     })  # fmt: skip
     if work.message_id is not None:
         if answer is not None:
-            chats.finish(library, work.message_id, answer)
+            chats.finish(library, work.message_id, answer, work.error)
         else:
             chats.fail(library, work.message_id, work.error)
     runs.finish_run(library, work.run_id, work.finished)

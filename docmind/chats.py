@@ -84,8 +84,8 @@ def keep_partial(library: Library, message_id: int, text: str) -> None:
         db.execute("UPDATE messages SET text = ? WHERE id = ? AND finished IS NULL", (text, message_id))
 
 
-def finish(library: Library, message_id: int, answer: Answer) -> None:
-    """Keep an answer's end: text, sentences, quotes and figures; one transaction."""
+def finish(library: Library, message_id: int, answer: Answer, error: DocMindError | None = None) -> None:
+    """Keep an answer's end: text, sentences, quotes, figures, and the error that cut it; one transaction."""
     details = {
         "reason": answer.reason, "not_in_documents": answer.not_in_documents, "steps": answer.steps,
         "backend": answer.backend, "model": answer.model, "profile": answer.profile,
@@ -93,6 +93,8 @@ def finish(library: Library, message_id: int, answer: Answer) -> None:
         # Where they are, not what they say: that goes with the document.
         "nearest": [{key: value for key, value in near.items() if key != "text"} for near in answer.nearest],
     }  # fmt: skip
+    if error is not None:
+        details |= {"message": str(error), "hint": error.hint}
     with store.writing(library.path) as db:
         changed = db.execute(
             "UPDATE messages SET text = ?, finished = ?, sentences = ?, details = ? WHERE id = ?",

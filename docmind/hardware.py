@@ -148,8 +148,8 @@ class History:
             now = self._clock()
             if self._readings and now < self._due:
                 return self._readings[-1]
-            # A grid of seconds, a tenth ahead of the one who asks: a timer that is early now and then skips nothing.
-            self._due = max(self._due + 1.0, now + 0.9)
+            # A grid of seconds, a fifth ahead of the one who asks: a timer that is early now and then skips nothing.
+            self._due = max(self._due + 1.0, now + 0.8)
             last = self._readings[-1] if self._readings else None
             self._readings.append(read(self._data_folder, before=last, nvml=self._nvml))
             return self._readings[-1]

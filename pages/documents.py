@@ -233,18 +233,14 @@ def _draw_removal(opened: Library, selected: list[Document]) -> None:
             " are" + ("; only the copy made of what you uploaded goes." if any(are_uploads) else ".")
         )
         buttons = st.container(horizontal=True)
-        buttons.button(
-            "Remove", type="primary", key="confirm_removal", on_click=_guarded,
-            args=(_remove, opened, [document.document_id for document in selected]),
-        )  # fmt: skip
+        is_confirmed = buttons.button("Remove", type="primary", key="confirm_removal")
         buttons.button("Keep", on_click=st.session_state.pop, args=("removing", None))
-
-
-def _remove(opened: Library, document_ids: list[str]) -> None:
-    st.session_state.pop("removing", None)
-    removed = opened.remove(document_ids)
-    words = plain(removed[0].name, limit=60) if len(removed) == 1 else f"{len(removed):,} documents"
-    st.toast(f"Removed {words}")
+        if is_confirmed:
+            # Overwriting what was there takes seconds in a large library.
+            with st.spinner("Removing, and overwriting what was stored…"):
+                _guarded(opened.remove, [document.document_id for document in selected])
+            st.session_state.pop("removing", None)
+            st.rerun()
 
 
 def _file(opened: Library, document_ids: list[str]) -> None:

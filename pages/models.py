@@ -148,8 +148,8 @@ def draw_better_model(*, is_alone: bool) -> None:
     label = "A 135M model: good for plain facts. Here is how to get a better one"
     with st.expander(label, expanded=is_alone, type="compact"):
         st.markdown(
-            "1. Fetch an *instruct* model of about 4 billion parameters as a GGUF file of about 2.5 GB, with `Q4_K_M` "
-            "in its name. Hugging Face has many: search for `4B instruct GGUF`.\n"
+            "1. Fetch an *instruct* model of about 4 billion parameters as a GGUF file of about 2.5 GB, "
+            "with **Q4_K_M** in its name. Hugging Face has many: search for **4B instruct GGUF**.\n"
             "2. Put the file into this folder" + ("" if folder.is_dir() else ", which you have to make first") + ":"
         )
         st.code(str(folder), language=None, wrap_lines=True)

@@ -127,7 +127,7 @@ def test_importing_starts_nothing(in_child):
     assert run.stdout == "1 []\n"
 
 
-# Memory that a control group limits -------------------------------------------------------------------------------------
+# Memory that a control group limits -----------------------------------------------------------------------------------
 
 
 def control_group(folder, version, limit, used=3000, cached=1000):
@@ -290,7 +290,7 @@ def test_a_machine_without_gpu_is_not_asked_every_second():
     assert nvml.calls["nvmlInit"] == 2
 
 
-# History ----------------------------------------------------------------------------------------------------------------
+# History --------------------------------------------------------------------------------------------------------------
 
 
 class Clock:

@@ -32,6 +32,11 @@ FORBIDDEN = {
     "backends": "library ingest embed search answer store parse passages citations cli context prompts chats runs",
     "context": "search answer ingest backends cli store",
     "prompts": "search answer ingest backends cli library store",
+    "background": "*",
+    "hardware": "library ingest embed search answer store parse cli context prompts chats runs",
+    "metrics": "ingest embed search answer backends context prompts chats cli parse",
+    "trial": "library ingest embed search answer store parse chats runs cli",
+    "gate": "*",
 }
 
 

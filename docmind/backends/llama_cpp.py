@@ -224,8 +224,9 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
     # The class is made on first use, so that importing this module does not import LlamaIndex.
     from docmind.backends.llama_cpp_llm import LlamaCppLLM
 
-    close_unused()
-    return LlamaCppLLM.of_child(child_for(load), model, window, defaults)
+    llm = LlamaCppLLM.of_child(child_for(load), model, window, defaults)
+    close_unused()  # after: the child of this very model stays loaded between answers, any other frees its memory
+    return llm
 
 
 def _path_of(config: Config, model: str) -> Path:

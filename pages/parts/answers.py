@@ -101,7 +101,8 @@ def _draw_end(message: Message) -> None:
     elif message.finished == "stopped":
         st.caption("Stopped. What was written so far is kept.")
     elif message.finished == "cut":
-        st.warning(f"Cut off. {REASONS.get(str(reason), f'Reason: {plain(str(reason))}.')}")
+        told = f"{details.get('message', '')} {details.get('hint', '')}".strip() or str(reason)
+        st.warning("Cut off. " + REASONS.get(str(reason), plain(told, limit=500)))
     claims = [sentence for sentence in message.sentences if sentence["is_claim"]]
     quoted = sum(sentence["support"] == "quoted" for sentence in claims)
     unproven = sum(sentence["support"] == "none" for sentence in claims)

@@ -24,8 +24,16 @@ CHATS_HEIGHT_PIXELS = 190  # the model below stays in sight on a laptop
 TITLE_CHARACTERS = 34  # what fits one line of the sidebar
 
 
+# A list reads from the left; the buttons it is made of would centre each title.
+STYLE = """<style>
+.st-key-chats button { justify-content: flex-start; text-align: left; }
+.st-key-chats [data-testid="stVerticalBlock"] { gap: 0; }
+</style>"""
+
+
 def draw_sidebar() -> None:
     """All of it, from top to bottom."""
+    st.html(STYLE)
     if st.button("New chat", icon=":material/add:", width="stretch", help="Start with an empty page"):
         open_chat(None)
     _draw_chats()

@@ -194,8 +194,15 @@ def page(browser):
     context.close()
 
 
+# What Chromium itself calls, whatever the page is; it has no switch that turns all of it off.
+CHROMIUM_CALLS = re.compile(
+    r"[A-Z]+ (https?://)?(content-autofill|update|optimizationguide-pa|edgedl\.me)\.(googleapis|gvt1)\.com[:/]"
+    r"|[A-Z]+ (https?://)?(clients\d|accounts|safebrowsing)\.google\.com[:/]"
+)
+
+
 class Sink:
-    """A proxy that answers nobody and remembers the hosts that were asked for."""
+    """A proxy that answers nobody and remembers the hosts that were asked for, but for Chromium's own calls."""
 
     def __init__(self):
         self.hosts = set()
@@ -214,7 +221,8 @@ class Sink:
                 connection.settimeout(10)
                 with contextlib.suppress(OSError):
                     line = connection.recv(4096).split(b"\r\n")[0].decode("latin-1")
-                    self.hosts.add(line)
+                    if not CHROMIUM_CALLS.match(line):
+                        self.hosts.add(line)
                     connection.sendall(b"HTTP/1.1 502 Sink\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
     def close(self):

@@ -145,7 +145,9 @@ def test_no_payload_does_anything_in_a_toast(address):
 def test_the_payloads_would_do_harm(address):
     """Without protection they reach out: otherwise the tests above prove nothing."""
     with browsing(f"{address}/?surface=raw") as page:
-        wait_until_drawn(page)
+        page.get_by_text("everything is drawn").wait_for()
+        page.locator(".katex").first.wait_for()
+        page.wait_for_load_state("networkidle")
         assert any("evil.example" in asked for asked in other_hosts(page, address))
         found = " ".join(page.evaluate(FOREIGN))
         for piece in ("<a ", "<img ", 'role="img"', "katex", "<h1", "<input"):

@@ -1,0 +1,106 @@
+"""What the screen's own widgets cannot report: a click on a citation in an answer, and the key "/".
+
+One invisible component. Its script lives as long as the browser's page and hears every click, however often Streamlit
+draws the page anew; only the mounted component of the moment passes a click on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import streamlit as st
+
+CHIP_CLICKED: Final = "chip"  # name of the trigger
+
+# Chips are links to "#cite-<message>-<number>". Nothing of an answer is in this script; it puts nothing on the page.
+_JS: Final = r"""
+let report = null;  // passes a click to the script's run of the moment; null while no page listens
+let kept = null;    // the chip that was clicked, to be kept where it is while the chat narrows around it
+
+const chipOf = (event) => {
+  const link = event.composedPath().find((node) => node.nodeName === "A");
+  const found = /^#cite-(\d{1,15})-(\d{1,9})$/.exec(link?.getAttribute("href") ?? "");
+  return found && { link, message: Number(found[1]), number: Number(found[2]) };
+};
+
+const clicked = (event) => {
+  const chip = chipOf(event);
+  if (!chip) return;
+  event.preventDefault();  // no jump, and with Ctrl or the middle button no new tab
+  event.stopPropagation();
+  if (event.type === "auxclick" || !report) return;
+  keepInPlace(chip.link);
+  report({ message: chip.message, number: chip.number, at: Date.now() });
+};
+
+// The pane takes half of the width: lines break anew, and what was read would jump. For two seconds, or until the
+// person scrolls, the chip stays at its height. Where there is no room beside the chat, the pane comes into view.
+const keepInPlace = (link) => {
+  const href = link.getAttribute("href");
+  const same = () => [...document.querySelectorAll(`a[href="${href}"]`)];
+  kept = { place: same().indexOf(link), top: link.getBoundingClientRect().top, until: performance.now() + 2000 };
+  const follow = (mine) => {
+    if (kept !== mine || performance.now() > mine.until) return;
+    const now = same()[mine.place];
+    const pane = document.querySelector(".st-key-source");
+    const scroller = now?.closest('[data-testid="stMain"]');
+    if (scroller && pane) {
+      const beside = pane.getBoundingClientRect().left >= now.getBoundingClientRect().right - 1;
+      if (beside) scroller.scrollTop += now.getBoundingClientRect().top - mine.top;
+      else { pane.scrollIntoView({ block: "start" }); kept = null; }
+    }
+    requestAnimationFrame(() => follow(mine));
+  };
+  requestAnimationFrame(() => follow(kept));
+};
+const letGo = () => { kept = null; };
+
+const isTyping = (node) => node?.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(node?.nodeName ?? "");
+const pressed = (event) => {
+  letGo();
+  if (event.key !== "/" || event.ctrlKey || event.altKey || event.metaKey || isTyping(event.composedPath()[0])) return;
+  const box = document.querySelector('[data-testid="stChatInputTextArea"]:not(:disabled)');
+  if (!box || document.querySelector('[role="dialog"][aria-modal="true"]')) return;
+  event.preventDefault();
+  box.focus();
+};
+
+// This module is loaded once in the life of a page; a component mounted again finds it loaded.
+document.addEventListener("click", clicked, true);
+document.addEventListener("auxclick", clicked, true);
+document.addEventListener("keydown", pressed);
+for (const moved of ["wheel", "touchmove", "pointerdown"]) document.addEventListener(moved, letGo, { passive: true });
+
+export default function ({ setTriggerValue }) {
+  const mine = (value) => setTriggerValue("chip", value);
+  report = mine;
+  return () => { if (report === mine) report = null; };
+}
+"""
+# The component itself takes no room, nor does the gap that Streamlit leaves around it.
+_CSS: Final = ":host { display: none; }"
+_listener = st.components.v2.component("docmind_listener", js=_JS, css=_CSS)
+_HIDDEN: Final = "<style>.st-key-listener, div:has(> .st-key-listener) { display: none; }</style>"
+
+
+def listen() -> tuple[int, int] | None:
+    """Listens to this page; call it once in each run.
+
+    Returns:
+        (message, number) of the citation that was clicked in this run, None when none was.
+    """
+    with st.container(key="listener"):
+        said = _listener(key="docmind_listener", on_chip_change=_nothing).chip
+    return _chip(said)
+
+
+def _nothing() -> None:
+    """The trigger needs a callback to exist; its value is read in the run."""
+
+
+def _chip(said: Any) -> tuple[int, int] | None:
+    """The chip that a browser says was clicked; anything else than two numbers is none."""
+    match said:
+        case {"message": int(message), "number": int(number)} if message >= 0 and number >= 0:
+            return message, number
+    return None
