@@ -66,7 +66,7 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     PagesManager.uses_pages_directory = False
     if share:
         port = share.port or st.get_option("server.port")
-        print(f"  Shared. Others open http://{share.host}:{port}/?token=… with your token, once.\n", flush=True)
+        print(f"  Shared. Others open http://{share.host}:{port}/?token=YOUR_TOKEN\n", flush=True)
     if not st.get_option("server.headless"):
         address = f"http://{st.get_option('browser.serverAddress')}:{st.get_option('server.port')}"
         # A moment later, when the port answers; in a thread, for some browsers are waited for until they are closed.

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-PACKAGES = ("llama-index-core", "llama-cpp-python", "sentence-transformers", "torch", "pypdfium2", "pypdf", "numpy")
+PACKAGES = ("llama-index-core", "llama-cpp-python", "sentence-transformers", "torch", "pypdfium2", "pypdf", "numpy", "streamlit")
 
 
 def processor() -> str:

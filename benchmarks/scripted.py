@@ -65,7 +65,9 @@ class ScriptedLLM:
                 await asyncio.sleep(wait)
             if self.stopped:
                 break
-            end = ".\n\n" if number % (6 * WORDS_PER_SENTENCE) == 0 else ". " if number % WORDS_PER_SENTENCE == 0 else " "
+            end = ". " if number % WORDS_PER_SENTENCE == 0 else " "
+            if number % (6 * WORDS_PER_SENTENCE) == 0:
+                end = ".\n\n"
             yield SimpleNamespace(delta=f"w{number}{end}", raw={"phase": "writing"})
         reason = "stopped" if self.stopped else "stop"
         yield SimpleNamespace(delta="", raw={"finish_reason": reason, "prompt_tokens": 100, "answer_tokens": WORDS})

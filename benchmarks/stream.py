@@ -32,7 +32,8 @@ WATCH = """() => { window.seen = []; let last = 0;
     const blocks = document.querySelectorAll('[data-testid="stChatMessage"] [data-testid="stMarkdownContainer"]');
     const text = blocks.length ? blocks[blocks.length - 1].textContent : '';
     const found = text.slice(-60).match(/w(\\d+)/g);
-    if (found) { const n = +found[found.length - 1].slice(1); if (n !== last) { last = n; window.seen.push([Date.now() / 1000, n]); } }
+    const n = found ? +found[found.length - 1].slice(1) : last;
+    if (n !== last) { last = n; window.seen.push([Date.now() / 1000, n]); }
     requestAnimationFrame(look);
   }; look(); }"""
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from docmind.library import Library, Passage, VectorIndex
 
 RRF_K = 60  # Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion" (SIGIR 2009): the constant of the paper
-STOP_WORD_WEIGHT = 0.25  # of "what", "the", "?" in MaxSim against 1: they meet their like in any passage
+STOP_WORD_WEIGHT = 0.15  # of "what", "the", "?" in MaxSim against 1: they meet their like in any passage
 COSINE_WEIGHT = 0.2  # of the whole passage beside MaxSim; both were measured (docs/decisions.md)
 TITLE_WEIGHT = 1.0  # BM25 weight of the title column against 1 for the text
 MAX_MATCHED_ROWS = 20_000  # rows BM25 may score: it costs 287 ms for the commonest words of 200,000 passages without

@@ -1,17 +1,18 @@
 """First questions a person may ask, made from their own documents without a model: what the documents speak of most.
 
-Topics are headings of the outline where there is one, else names of two or more words that come back in the text.
+Topics are headings, those of the outline where there is one, and names of two or more words that come back in the text.
 Knows no model.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from docmind.library import Document, Library
 
@@ -20,6 +21,7 @@ READ_PAGES = 8  # of each, the first ones
 LEAST_MENTIONS = 3  # of a name, to be what a document is about
 _HEADING = re.compile(r"^(?:chapter |part |item )?[\dIVX]{0,4}[.):]?\s*", re.IGNORECASE)
 _NAME = re.compile(r"\b[A-Z][a-z]{2,}(?:[ ](?:of |the |and )?[A-Z][a-z]{2,}){1,3}\b")
+_SHORT_LINE = re.compile(r"(?:\d{1,2}(?:\.\d{1,2})*\.?\s+)?[A-Z][a-z][\w '’-]{8,60}[a-z]")
 _NO_TOPIC = frozenset(
     "contents introduction index appendix preface summary conclusion references bibliography acknowledgements "
     "glossary foreword cover abstract overview notes exhibits signatures figures tables".split()
@@ -42,23 +44,33 @@ def first_questions(library: Library, count: int = 3) -> list[str]:
 
 
 def _questions(library: Library, document: Document) -> Iterator[str]:
-    for topic in (*_headings(library, document), *_names(library, document)):
+    pages = [library.page(document.document_id, n).text for n in range(1, min(document.pages, READ_PAGES) + 1)]
+    outline = [heading for _, heading in library.outline(document.document_id)]
+    for topic in (*_headings(outline or _short_lines(pages)), *_names(document, pages)):
         yield f"What does {document.name} say about {topic}?"
 
 
-def _headings(library: Library, document: Document) -> list[str]:
+def _headings(lines: Iterable[str]) -> list[str]:
     headings = []
-    for _, heading in library.outline(document.document_id):
+    for heading in lines:
         words = _HEADING.sub("", " ".join(heading.split()), count=1)
         if 2 <= len(words.split()) <= 7 and words.isascii() and not _NO_TOPIC & set(words.lower().split()):
             headings.append(words)
     return headings[:3]
 
 
-def _names(library: Library, document: Document) -> list[str]:
+def _short_lines(pages: Sequence[str]) -> Iterator[str]:
+    """Lines that look like headings: a few words that begin large, end without a sign, and have a long line below."""
+    for text in pages:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        for line, below in itertools.pairwise(lines):
+            if _SHORT_LINE.fullmatch(line) and len(below) > 1.5 * len(line):
+                yield line
+
+
+def _names(document: Document, pages: Sequence[str]) -> list[str]:
     counted: Counter[str] = Counter()
-    for number in range(1, min(document.pages, READ_PAGES) + 1):
-        text = library.page(document.document_id, number).text
+    for text in pages:
         counted.update(name.removeprefix("The ") for name in _NAME.findall(" ".join(text.split())))
     known = document.name.lower()
     return [

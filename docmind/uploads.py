@@ -153,8 +153,8 @@ def sweep_uploads(library: Library) -> int:
 
 def safe_name(name: str) -> str:
     """A file name that every system takes, as near to the given one as that allows; its extension is kept."""
-    name = unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode())
-    name = _INVISIBLE.sub("", re.sub(r"\s+", " ", name))
+    name = name.encode("utf-8", "replace").decode()  # half a character of a name that is not Unicode
+    name = unicodedata.normalize("NFC", re.sub(" +", " ", _INVISIBLE.sub("", re.sub(r"\s", " ", name))))
     name = _FORBIDDEN.sub("_", re.split(r"[/\\]", name)[-1]).rstrip(". ")  # Windows drops dots and blanks at the end
     stem, dot, suffix = name.rpartition(".")
     suffix = dot + suffix.strip()

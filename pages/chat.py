@@ -100,7 +100,7 @@ def _draw_filters(library: Library) -> None:
 def _draw(library: Library, chat_id: str, messages: list[Message], run: Run | None) -> None:
     source = st.session_state.get("source")
     message = next((m for m in messages if source and m.message_id == source["message"]), None)
-    if message is None:
+    if source is None or message is None:
         with st.container(horizontal_alignment="center"), st.container(width=CHAT_WIDTH_PIXELS):
             _draw_chat(library, chat_id, messages, run)
         return

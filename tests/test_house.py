@@ -37,6 +37,8 @@ FORBIDDEN = {
     "metrics": "ingest embed search answer backends context prompts chats cli parse",
     "trial": "library ingest embed search answer store parse chats runs cli",
     "gate": "*",
+    "uploads": "ingest embed passages search answer parse backends context prompts chats runs profiles evaluate cli"
+    " citations",
 }
 
 

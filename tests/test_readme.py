@@ -37,7 +37,7 @@ def test_every_link_of_the_readme_leads_somewhere(target):
 
 def test_the_tree_of_the_readme_has_every_file():
     """Each file of the program has its line, and each line its file."""
-    tree = re.search(r"```\n(docmind/ .*?)```", README, re.DOTALL)[1]
+    tree = re.search(r"^(docmind/ .*?)```", README, re.DOTALL | re.MULTILINE)[1]
     folder, listed = "", set()
     for line in tree.splitlines():
         indent, name = len(line) - len(line.lstrip()), line.split()[0]

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
+from pypdf import PdfReader
 
 from docmind.config import Config
 from docmind.errors import LibraryError, LibraryFull
 from docmind.ingest import FileFinished, add
 from docmind.library import Library
+from docmind.sample import sample_path
 from docmind.uploads import ABANDONED_SECONDS, forget_upload, keep_upload, safe_name, settling, sweep_uploads
 
 
@@ -369,6 +373,34 @@ def test_a_copy_in_which_another_document_lies_is_not_swept(library, config, ins
     make_old(config)
     assert sweep_uploads(library) == 0
     assert (folder / "changed.txt").exists()
+
+
+# The sample -------------------------------------------------------------------------------------------------------
+
+
+def texts_of(path):
+    """The text of each page of a PDF."""
+    return [page.extract_text() for page in PdfReader(path).pages]
+
+
+def test_the_sample_is_what_its_script_writes(tmp_path, in_child):
+    """Three pages of text, small enough to travel with the program."""
+    written = tmp_path / "sample.pdf"
+    script = Path(__file__).parents[1] / "docs" / "sample" / "how_tides_work.py"
+    subprocess.run([in_child.python, str(script), str(written)], env=in_child.environment, check=True, timeout=120)
+    assert texts_of(sample_path()) == texts_of(written)
+    assert len(texts_of(written)) == 3
+    assert sample_path().stat().st_size < 60_000
+
+
+def test_the_numbers_of_the_sample_agree_with_each_other():
+    """Whoever checks an answer about it must not find it wrong."""
+    _, rule, day = (" ".join(text.split()) for text in texts_of(sample_path()))
+    twelfths = [int(number) for number in re.search(r"the range: ([\d, ]+)\.", rule)[1].split(",")]
+    assert sum(twelfths) == 12
+    low, high = (float(re.search(rf"{clock} ([\d.]+) m", day)[1]) for clock in ("06:10", "12:20"))
+    causeway = float(re.search(r"lies ([\d.]+) metres above", day)[1])
+    assert low + sum(twelfths[:2]) * (high - low) / 12 == pytest.approx(causeway)
 
 
 # Collections and pages --------------------------------------------------------------------------------------------

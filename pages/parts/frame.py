@@ -32,8 +32,10 @@ def config() -> Config:
 def _open_library(home: str) -> Library:
     from docmind.library import open_library
     from docmind.log import start_logging
+    from docmind.uploads import sweep_uploads
 
     library = open_library(home)
+    sweep_uploads(library)
     start_logging(library.config)
     return library
 

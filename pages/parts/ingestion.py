@@ -7,10 +7,7 @@ seen. What a session has seen of a run is kept in its state, so that a result st
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,10 +16,9 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from docmind import runs, uploads
 from docmind.errors import DocMindError
-from docmind.ingest import FileFinished, FileResult, FileStarted, PagesRead, Summary, Waiting
 from docmind.sample import sample_path
 from pages.parts.frame import show_error
-from pages.parts.safe import plain
+from pages.parts.progress import ENDED, Progress, line, summary, what_is_done
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,88 +26,18 @@ if TYPE_CHECKING:
 
     from streamlit.delta_generator import DeltaGenerator
 
-    from docmind.ingest import Outcome
     from docmind.library import Library
-    from docmind.runs import Run
 
 TYPES: Final = ["pdf", "txt", "md"]
 BUSY_SECONDS: Final = 0.5  # between two looks while documents are added
 IDLE_SECONDS: Final = 2.0  # and while none are: another page or program may begin
 REDRAW_SECONDS: Final = 4.0  # at most so often is the whole page drawn anew for documents that came meanwhile
-OBSERVED_SECONDS: Final = 2.0  # a speed is told when it was seen for this long
 LINES: Final = 6  # results that need attention; more go into a table
-HINT_CHARACTERS: Final = 600
 # Where there is nothing else on the page, there is something to aim at.
 _TALL: Final = (
     '<style>[data-testid="stFileUploaderDropzone"] {min-height: 9rem}'
     ' [data-testid="stFileUploaderDropzone"] > * {align-self: center}</style>'
 )
-
-
-@dataclass(slots=True)
-class Progress:
-    """What this session has seen of a run.
-
-    Attributes:
-        seen: How many of its events.
-        holder: Who is adding documents before it; None when it has its turn.
-        done, pages: Of the file that is read now; `pages` is 0 until it is open.
-        observations: (time in seconds, pages done) of that file, each as first seen here.
-    """
-
-    run: Run
-    seen: int = 0
-    holder: str | None = None
-    name: str = ""
-    number: int = 0
-    total: int = 0
-    done: int = 0
-    pages: int = 0
-    observations: list[tuple[float, int]] = field(default_factory=list)
-    results: list[FileResult] = field(default_factory=list)
-    seconds: float | None = None
-    was_seen_running: bool = False
-
-    def follow(self) -> None:
-        """Take in what has happened since the last look."""
-        self.was_seen_running = self.was_seen_running or self.run.is_running
-        events = self.run.events_after(self.seen)
-        self.seen += len(events)
-        for event in events:
-            match event:
-                case Waiting(holder):
-                    self.holder = holder
-                case FileStarted(path, number, total):
-                    self.holder, self.name, self.number, self.total = None, PurePath(path).name, number, total
-                    self.done, self.pages, self.observations = 0, 0, []
-                case PagesRead(_, done, total):
-                    self.done, self.pages = done, total
-                case FileFinished(result):
-                    self.results.append(result)
-                case Summary(_, seconds):
-                    self.seconds = seconds
-        if self.done and (not self.observations or self.observations[-1][1] != self.done):
-            self.observations.append((time.monotonic(), self.done))
-
-    def seconds_left(self, now: float) -> float | None:
-        """How long the file will take at the speed seen here; None when too little of it was seen."""
-        if len(self.observations) < 2:
-            return None
-        (first, before), (last, done) = self.observations[0], self.observations[-1]
-        if last - first < OBSERVED_SECONDS:
-            return None
-        return max(0.0, (self.pages - done) * (last - first) / (done - before) - (now - last))
-
-    @property
-    def fraction(self) -> float:
-        """How much of all files is done, from 0 to 1; each file counts the same."""
-        of_file = self.done / self.pages if self.pages else 0.0
-        return min(1.0, (max(0, self.number - 1) + of_file) / self.total) if self.total else 0.0
-
-    @property
-    def needs_attention(self) -> list[FileResult]:
-        """The files that were refused, or read in part."""
-        return [result for result in self.results if result.status in ("refused", "partial")]
 
 
 def begin(library: Library, paths: Sequence[Path], *, collections: Sequence[str] = ()) -> None:
@@ -251,7 +177,7 @@ def _draw_running(progress: Progress) -> None:
     is_stopping = run.stop_requested.is_set()
     with st.container(border=True, key=f"ingestion_{run.run_id}"):
         words, button = st.columns([6, 1], vertical_alignment="center", wrap=False)
-        words.progress(progress.fraction, text=_now(progress, is_stopping=is_stopping))
+        words.progress(progress.fraction, text=what_is_done(progress))
         button.button(
             "Cancel",
             key=f"cancel_{run.run_id}",
@@ -262,41 +188,6 @@ def _draw_running(progress: Progress) -> None:
         )
 
 
-def _now(progress: Progress, *, is_stopping: bool) -> str:
-    """What is being done, in one line of markdown."""
-    if is_stopping:
-        return "Stopping when this batch of pages is done"
-    if progress.holder is not None:
-        if progress.holder.startswith(f"process {os.getpid()} on "):
-            return "Waiting until the documents before these are added"
-        return f"Waiting: another DocMind is adding documents ({plain(progress.holder)})"
-    if not progress.number:
-        return "Looking for files"
-    parts = [f"**{plain(progress.name, limit=60)}**"]
-    if progress.total > 1:
-        parts.append(f"file {progress.number:,} of {progress.total:,}")
-    if not progress.pages:
-        parts.append("opening")
-    elif progress.done >= progress.pages:
-        parts.append("storing")
-    else:
-        parts.append(f"reading page {progress.done + 1:,} of {progress.pages:,}")
-    if any(run.is_running for run in runs.live("answer")):
-        parts.append("waits while an answer is written")
-    elif (left := progress.seconds_left(time.monotonic())) is not None and progress.done < progress.pages:
-        parts.append(_left(left) + (" for this file" if progress.number < progress.total else ""))
-    return " · ".join(parts)
-
-
-def _left(seconds: float) -> str:
-    """Seconds left as a person would say it: no digits that nobody knows."""
-    if seconds < 10:
-        return "a few seconds left"
-    if seconds < 90:
-        return f"about {round(seconds / 5) * 5} s left"
-    return f"about {round(seconds / 60)} min left"
-
-
 # When it has ended ------------------------------------------------------------------------------------------------
 
 
@@ -304,7 +195,7 @@ def _draw_result(progress: Progress) -> None:
     run = progress.run
     with st.container(border=True, key=f"ingestion_{run.run_id}"):
         words, button = st.columns([6, 1], vertical_alignment="center", wrap=False)
-        words.markdown(_summary(progress))
+        words.markdown(summary(progress))
         button.button(
             "Dismiss", key=f"dismiss_{run.run_id}", on_click=_dismiss, args=(run.run_id,), type="tertiary",
             width="stretch",
@@ -316,48 +207,18 @@ def _draw_result(progress: Progress) -> None:
         others = [result for result in progress.needs_attention if result not in kinds]
         told = others[:LINES] + (kinds if len(kinds) <= 2 else [])
         for result in told:
-            st.markdown(_line(result))
+            st.markdown(line(result))
         if rest := [result for result in progress.needs_attention if result not in told]:
             are_kinds = len(rest) == len(kinds)
             with st.expander(f"{len(rest):,} " + ("files of other kinds" if are_kinds else "more")):
                 st.dataframe(
                     {
                         "File": [PurePath(result.path).name for result in rest],
-                        "Ended": [_ENDED[result.status] for result in rest],
+                        "Ended": [ENDED[result.status] for result in rest],
                         "Why, and what to do": [result.hint or result.reason for result in rest],
                     },
                     hide_index=True,
                 )
-
-
-_ENDED: Final[dict[Outcome, str]] = {
-    "added": "added",
-    "replaced": "replaced by a new version",
-    "unchanged": "already here",
-    "partial": "read in part",
-    "refused": "not added",
-}
-
-
-def _summary(progress: Progress) -> str:
-    """How many files ended how, in one line."""
-    counts = Counter(result.status for result in progress.results)
-    parts = [f"{counts[status]:,} {words}" for status, words in _ENDED.items() if counts[status]]
-    if progress.run.state == "stopped":
-        parts = ["Stopped", *(parts or ["nothing was added"])]
-    elif progress.run.state == "complete" and not parts:
-        return "No files were found there."
-    if progress.seconds is not None:
-        parts.append(f"{progress.seconds:.1f} s")
-    return " · ".join(parts)
-
-
-def _line(result: FileResult) -> str:
-    """One file that needs attention: what happened and what to do."""
-    hint = plain(result.hint or result.reason or "", limit=HINT_CHARACTERS)
-    if result.status == "refused":  # its hint begins with the name
-        return f":red-badge[not added] {hint}"
-    return f":orange-badge[read in part] **{plain(PurePath(result.path).name)}** {hint}"
 
 
 def _dismiss(run_id: str) -> None:

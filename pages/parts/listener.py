@@ -10,44 +10,47 @@ from typing import Any, Final
 
 import streamlit as st
 
-CHIP_CLICKED: Final = "chip"  # name of the trigger
-
 # Chips are links to "#cite-<message>-<number>". Nothing of an answer is in this script; it puts nothing on the page.
 _JS: Final = r"""
-let report = null;  // passes a click to the script's run of the moment; null while no page listens
-let kept = null;    // the chip that was clicked, to be kept where it is while the chat narrows around it
+let report = null;   // passes a click to the script's run of the moment; null while no page listens
+let waiting = null;  // a click that nobody listened to yet
+let kept = null;     // the chip that was clicked, to be kept where it is while the chat narrows around it
 
-const chipOf = (event) => {
-  const link = event.composedPath().find((node) => node.nodeName === "A");
-  const found = /^#cite-(\d{1,15})-(\d{1,9})$/.exec(link?.getAttribute("href") ?? "");
-  return found && { link, message: Number(found[1]), number: Number(found[2]) };
+const read = (href) => {
+  const found = /^#cite-(\d{1,15})-(\d{1,9})$/.exec(href ?? "");
+  return found && { message: Number(found[1]), number: Number(found[2]), at: Date.now() };
 };
 
 const clicked = (event) => {
-  const chip = chipOf(event);
+  const link = event.composedPath().find((node) => node.nodeName === "A");
+  const chip = read(link?.getAttribute("href"));
   if (!chip) return;
   event.preventDefault();  // no jump, and with Ctrl or the middle button no new tab
   event.stopPropagation();
-  if (event.type === "auxclick" || !report) return;
-  keepInPlace(chip.link);
-  report({ message: chip.message, number: chip.number, at: Date.now() });
+  if (event.type === "auxclick") return;
+  keepInPlace(link);
+  if (report) report(chip); else waiting = chip;
 };
 
-// The pane takes half of the width: lines break anew, and what was read would jump. For two seconds, or until the
+// The pane takes half of the width: lines break anew, and what was read would jump. Until the page has settled, or the
 // person scrolls, the chip stays at its height. Where there is no room beside the chat, the pane comes into view.
+const SETTLED_MILLISECONDS = 1500;
+const HEAD_PIXELS = 60;  // Streamlit's own bar lies over the top of the page
 const keepInPlace = (link) => {
   const href = link.getAttribute("href");
   const same = () => [...document.querySelectorAll(`a[href="${href}"]`)];
-  kept = { place: same().indexOf(link), top: link.getBoundingClientRect().top, until: performance.now() + 2000 };
+  kept = { place: same().indexOf(link), top: link.getBoundingClientRect().top, since: performance.now(), seen: null };
   const follow = (mine) => {
-    if (kept !== mine || performance.now() > mine.until) return;
-    const now = same()[mine.place];
+    const now = performance.now();
+    if (kept !== mine || now > (mine.seen ?? mine.since + SETTLED_MILLISECONDS) + SETTLED_MILLISECONDS) return;
+    const chip = same()[mine.place];
     const pane = document.querySelector(".st-key-source");
-    const scroller = now?.closest('[data-testid="stMain"]');
+    const scroller = chip?.closest('[data-testid="stMain"]');
     if (scroller && pane) {
-      const beside = pane.getBoundingClientRect().left >= now.getBoundingClientRect().right - 1;
-      if (beside) scroller.scrollTop += now.getBoundingClientRect().top - mine.top;
-      else { pane.scrollIntoView({ block: "start" }); kept = null; }
+      mine.seen ??= now;
+      const [chipBox, paneBox] = [chip.getBoundingClientRect(), pane.getBoundingClientRect()];
+      const isBeside = paneBox.left >= chipBox.right - 1;
+      scroller.scrollTop += isBeside ? chipBox.top - mine.top : paneBox.top - HEAD_PIXELS;
     }
     requestAnimationFrame(() => follow(mine));
   };
@@ -70,10 +73,15 @@ document.addEventListener("click", clicked, true);
 document.addEventListener("auxclick", clicked, true);
 document.addEventListener("keydown", pressed);
 for (const moved of ["wheel", "touchmove", "pointerdown"]) document.addEventListener(moved, letGo, { passive: true });
+// A click before it was loaded went into the address.
+waiting = read(location.hash);
+if (waiting) history.replaceState(history.state, "", location.pathname + location.search);
 
 export default function ({ setTriggerValue }) {
-  const mine = (value) => setTriggerValue("chip", value);
+  const mine = (chip) => setTriggerValue("chip", chip);
   report = mine;
+  if (waiting && Date.now() - waiting.at < 10000) mine(waiting);
+  waiting = null;
   return () => { if (report === mine) report = null; };
 }
 """
@@ -89,6 +97,7 @@ def listen() -> tuple[int, int] | None:
     Returns:
         (message, number) of the citation that was clicked in this run, None when none was.
     """
+    st.html(_HIDDEN)
     with st.container(key="listener"):
         said = _listener(key="docmind_listener", on_chip_change=_nothing).chip
     return _chip(said)

@@ -33,13 +33,20 @@ _STEERING: Final = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)
 # head (3.75rem) and the question box. The page scrolls in its own frame, so that the quote below stays in sight.
 _STYLE: Final = """<style>
 .st-key-source { gap: 0.25rem; --source-room: 75dvh; }
+.st-key-source-head { flex-wrap: nowrap; }
+.st-key-source-head > :first-child { flex: 1 1 0; min-width: 0; }
 .st-key-source-head [data-testid="stMarkdown"] p { font-weight: 600; }
+/* The words of these four are for screen readers; the eye has arrow, glass and tooltip. */
+.st-key-source-buttons button [data-testid="stMarkdownContainer"] {
+  position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap;
+}
 .st-key-source-body { gap: 0.75rem; overflow-y: auto; }
 .st-key-source-picture, .st-key-source-text {
-  overflow: auto; max-height: max(14rem, calc(var(--source-room) - 8.5rem)); border-radius: 2px;
-  border: 1px solid rgba(128, 128, 128, 0.35);
+  position: relative; overflow: auto; flex-shrink: 0; max-height: max(14rem, calc(var(--source-room) - 9.5rem));
+  border: 1px solid rgba(128, 128, 128, 0.35); border-radius: 2px;
 }
 .st-key-source-text { padding: 0.75rem 1rem; }
+.st-key-source-picture [data-testid="stSpinner"] { position: absolute; top: 1rem; left: 1rem; }
 .source-text { font-size: 1rem; line-height: 1.6; max-width: 75ch; white-space: pre-wrap; overflow-wrap: anywhere;
   unicode-bidi: isolate; }
 .source-text mark { background: #ffe26e; color: #101214; padding: 0.1em 0; border-radius: 2px; }
@@ -71,10 +78,12 @@ export default function ({ data }) {
     const frame = mark?.closest(".st-key-source-picture, .st-key-source-text");
     if (frame) {
       const box = mark.getBoundingClientRect(), view = frame.getBoundingClientRect();
-      const [x, y] = mark.nodeName === "IMG" ? data.centre : [0.5, 0.5];
+      const [left, right, y] = mark.nodeName === "IMG" ? data.marked : [0, 1, 0.5];
       const before = frame.scrollTop;
       frame.scrollTop += box.top + box.height * y - view.top - view.height / 2;
-      frame.scrollLeft += box.left + box.width * x - view.left - view.width / 2;
+      // A quote that is wider than the frame is read from its beginning.
+      const margin = Math.max(view.width * 0.05, (view.width - box.width * (right - left)) / 2);
+      frame.scrollLeft += box.left + box.width * left - view.left - margin;
       quiet = mark.complete !== false && frame.scrollTop === before ? quiet + 1 : 0;
     }
     requestAnimationFrame(centre);
@@ -142,22 +151,22 @@ def _draw_buttons(index: int, count: int, zoom: float) -> None:
     """Previous and next quote with the arrow keys, and the size of the page."""
     with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", key="source-buttons"):
         st.button(
-            "", type="tertiary", key="source-previous", help="Previous quote", shortcut="Left",
+            "Previous", type="tertiary", key="source-previous", help="Previous quote", shortcut="Left",
             on_click=_show, args=(index - 1,), disabled=index == 0,
         )  # fmt: skip
         st.markdown(f"Quote {index + 1:,} of {count:,}", width="content")
         st.button(
-            "", type="tertiary", key="source-next", help="Next quote", shortcut="Right",
+            "Next", type="tertiary", key="source-next", help="Next quote", shortcut="Right",
             on_click=_show, args=(index + 1,), disabled=index == count - 1,
         )  # fmt: skip
         st.space("stretch")
         st.button(
-            "", icon=":material/zoom_out:", type="tertiary", key="source-smaller", help="Smaller",
+            "Smaller", icon=":material/zoom_out:", type="tertiary", key="source-smaller", help="Smaller",
             on_click=_zoom, args=(_step(zoom, -1),), disabled=zoom <= ZOOMS[0],
         )  # fmt: skip
         st.markdown(f"{zoom:.0%}".replace("%", " %"), width="content")
         st.button(
-            "", icon=":material/zoom_in:", type="tertiary", key="source-larger", help="Larger",
+            "Larger", icon=":material/zoom_in:", type="tertiary", key="source-larger", help="Larger",
             on_click=_zoom, args=(_step(zoom, 1),), disabled=zoom >= ZOOMS[-1],
         )  # fmt: skip
 
@@ -199,18 +208,22 @@ def _draw_proof(library: Library, citation: dict[str, Any], zoom: float) -> None
     page = library.page(citation["document_id"], citation["page"])
     if citation["page_sha256"] != page.sha256:
         st.markdown(":orange-badge[:material/warning: changed] This page has changed since: it was read anew.")
-    has_picture = _draw_picture(document, page, library, citation["boxes"], zoom)
+    # What is known at once stands there at once; the picture comes into the room that is kept for it.
+    above = st.container()
     span = _span(page.text, citation)
-    if not has_picture:
-        with st.container(key="source-text"):
-            st.html(_marked(page.text, span))
+    _draw_quote(citation, document, with_words=_is_pictured(document) or span is None)
+    below = st.container()
+    with above:
+        has_picture = _draw_picture(library, document, page, citation["boxes"], zoom)
+        if not has_picture:
+            with st.container(key="source-text"):
+                st.html(_marked(page.text, span, zoom))
     place = f"{document.document_id} {page.page} {citation['start']} {zoom} {has_picture}"
-    with st.container(key="source-centre"):
-        _centre(key="docmind_source", data={"place": place, "centre": _middle(citation["boxes"], page)})
-    _draw_quote(citation, document)
-    if has_picture:
-        with st.expander("Open page text", type="compact"):
-            st.html(_marked(page.text, span))
+    with below:
+        if has_picture:
+            with st.expander("Open page text", type="compact"):
+                st.html(_marked(page.text, span))
+        _centre(key="docmind_source", data={"place": place, "marked": _place(citation["boxes"], page)})
 
 
 def draw_page(library: Library, document_id: str, number: int) -> None:
@@ -220,44 +233,55 @@ def draw_page(library: Library, document_id: str, number: int) -> None:
         DocumentNotFound: There is no such page.
         LibraryDamaged: The page's stored text does not match its hash.
     """
-    page = library.page(document_id, number)
+    document, page = library.document(document_id), library.page(document_id, number)
     st.html(_STYLE)
-    if not _draw_picture(library.document(document_id), page, library, (), 1.0):
-        st.html(_marked(page.text, None) if page.text else "")
+    if not _draw_picture(library, document, page, (), 1.0) and page.text:
+        with st.container(key="source-text"):
+            st.html(_marked(page.text, None))
+
+
+def _is_pictured(document: Document) -> bool:
+    """Whether the document's pages have a look of their own."""
+    return document.kind == "pdf"
 
 
 def _draw_picture(
-    document: Document, page: Page, library: Library, boxes: Sequence[Sequence[float]], zoom: float
+    library: Library, document: Document, page: Page, boxes: Sequence[Sequence[float]], zoom: float
 ) -> bool:
     """The page as it looks; False when it could not be drawn, and the reason is on the screen instead."""
     from docmind.parse.picture import page_picture
 
-    if document.kind != "pdf":
+    if not _is_pictured(document):
         st.caption("A text file has no pages to picture: this is its text.")
         return False
     if not document.path:
         st.caption("Where this file lies is not known, so its page cannot be pictured: this is its text.")
         return False
     scale = PICTURE_SCALE if zoom <= 1 else LARGE_SCALE
-    if page.width > 0:
-        scale = min(scale, MAX_PICTURE_WIDTH / page.width)
+    width, height = (page.width, page.height) if page.width > 0 < page.height else (612.0, 792.0)
+    st.html(
+        f"<style>.st-key-source-picture {{ aspect-ratio: {width:.2f} / {height * min(zoom, 1):.2f}; }}"
+        f" .st-key-source-picture img {{ width: {zoom:.0%} !important; max-width: none !important; }}</style>"
+    )
+    frame = st.empty()
     try:
-        with st.spinner("Drawing the page …"):
-            picture = page_picture(
-                library.config, Path(document.path), page.page, boxes, sha256=document.sha256, scale=scale
-            )
+        with frame.container(key="source-picture"):
+            with st.spinner("Drawing the page …"):
+                picture = page_picture(
+                    library.config,
+                    Path(document.path),
+                    page.page,
+                    boxes,
+                    sha256=document.sha256,
+                    scale=min(scale, MAX_PICTURE_WIDTH / width),
+                )
+            alt = f"Page {page.page} of {plain_name(document.name)}" + (", the quote marked" if boxes else "")
+            st.image(picture.jpeg, width="stretch", output_format="JPEG", alt=alt)
     except DocumentError as error:
+        frame.empty()
         hint = f" {plain(error.hint, limit=300)}" if error.hint else ""
         st.caption(f"No picture, only the text: {plain(str(error), limit=400)}{hint}")
         return False
-    # The room is kept before the picture has come, so nothing below it jumps; wider than the pane, it scrolls.
-    st.html(
-        f"<style>.st-key-source-picture img {{ width: {zoom:.0%} !important; max-width: none !important;"
-        f" aspect-ratio: {picture.width} / {picture.height}; }}</style>"
-    )
-    with st.container(key="source-picture"):
-        alt = f"Page {page.page} of {plain_name(document.name)}" + (", the quote marked" if boxes else "")
-        st.image(picture.jpeg, width="stretch", output_format="JPEG", alt=alt)
     return True
 
 
@@ -266,13 +290,13 @@ def plain_name(name: str) -> str:
     return " ".join("".join(sign if sign.isprintable() else " " for sign in name).split())[:200]
 
 
-def _middle(boxes: Sequence[Sequence[float]], page: Page) -> list[float]:
-    """The middle of the marked place as shares of the page's width and height."""
+def _place(boxes: Sequence[Sequence[float]], page: Page) -> list[float]:
+    """Left and right end of the marked place and the height of its middle, as shares of the page's size."""
     if not boxes or page.width <= 0 or page.height <= 0:
-        return [0.5, 0.0]
-    x = (min(box[0] for box in boxes) + max(box[2] for box in boxes)) / 2 / page.width
+        return [0.0, 1.0, 0.0]
+    x0, x1 = min(box[0] for box in boxes) / page.width, max(box[2] for box in boxes) / page.width
     y = (boxes[0][1] + boxes[min(len(boxes) - 1, 5)][3]) / 2 / page.height
-    return [round(min(max(x, 0.0), 1.0), 3), round(min(max(y, 0.0), 1.0), 3)]
+    return [round(min(max(share, 0.0), 1.0), 3) for share in (x0, x1, y)]
 
 
 # Text -------------------------------------------------------------------------------------------------------------
@@ -287,8 +311,9 @@ def _span(text: str, citation: dict[str, Any]) -> tuple[int, int] | None:
     return (found, found + len(quote)) if found >= 0 else None
 
 
-def _marked(text: str, span: tuple[int, int] | None) -> str:
+def _marked(text: str, span: tuple[int, int] | None, zoom: float = 1.0) -> str:
     """A page's text as HTML that is nothing but letters, the quote marked; of a long page what lies around it."""
+    size = min(max(zoom, 0.75), 2.0)
     start, end = span or (0, 0)
     first, last = 0, len(text)
     note = ""
@@ -301,7 +326,8 @@ def _marked(text: str, span: tuple[int, int] | None) -> str:
     body = _letters(text[first:start]) if span else _letters(text[first:last])
     if span:
         body += f"<mark>{_letters(text[start:end])}</mark>{_letters(text[end:last])}"
-    return f'<div class="source-cut">{note}</div><div class="source-text">{body}</div>'
+    cut = f'<div class="source-cut">{note}</div>' if note else ""
+    return f'{cut}<div class="source-text" style="font-size: {size}rem">{body}</div>'
 
 
 def _letters(text: str) -> str:
@@ -309,13 +335,11 @@ def _letters(text: str) -> str:
     return html.escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", " ", text.translate(_STEERING)))
 
 
-def _draw_quote(citation: dict[str, Any], document: Document | None) -> None:
-    """The quote as text, and where it was copied from."""
+def _draw_quote(citation: dict[str, Any], document: Document | None, *, with_words: bool = True) -> None:
+    """The quote as text, unless it is marked right above, and where it was copied from."""
+    words = f'<div class="source-text source-quote">“{_letters(citation["quote"])}”</div>' if with_words else ""
     path = f"<br>{_letters(document.path)}" if document and document.path else ""
-    st.html(
-        f'<div class="source-text source-quote">“{_letters(citation["quote"])}”</div>'
-        f'<div class="source-where">Page {citation["page"]:,}, copied letter for letter{path}</div>'
-    )
+    st.html(f'{words}<div class="source-where">Page {citation["page"]:,}, copied letter for letter{path}</div>')
 
 
 def _draw_removed(citation: dict[str, Any]) -> None:

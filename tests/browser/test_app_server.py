@@ -216,6 +216,7 @@ def test_the_token_lets_in_over_the_network_and_nothing_else_does(shared, in_chi
         assert is_refused(ask(shared, path, method, host, inside | {"Origin": "http://evil.example"})), path
     assert shared.websocket(host=host, headers=[*inside.items(), ("Origin", f"http://{host}")]).status == 101
     assert TOKEN not in shared.output()
+    assert f"http://{host}/?token=" in shared.output()  # what to tell the others
     address = outer_address()
     if address:
         assert status_at(address, shared.port, host, in_child) == 403  # no cookie
@@ -375,7 +376,7 @@ def start_docmind(app_server, *arguments, folder=None, **options):
 def program(checkout):
     """A copy of the program, all of it, with pages of the test's own."""
     folder = checkout()
-    ignored = shutil.ignore_patterns("__pycache__")
+    ignored = shutil.ignore_patterns("__pycache__", "*.gguf")
     for part in ("docmind", "pages/parts", "models"):
         shutil.copytree(REPOSITORY / part, folder / part, ignore=ignored)
     return folder

@@ -299,6 +299,21 @@ def test_a_run_that_another_visitor_began_is_seen_here_too(open_page, config, li
     assert "1 added" not in words(open_page())
 
 
+def test_the_time_left_is_told_only_when_it_is_known(monkeypatch):
+    """Not from one look, not from a moment, and not when the next pages are long overdue."""
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    from pages.parts.progress import Progress
+
+    progress = Progress(runs.Run("ingestion"), pages=100, done=20)
+    assert progress.seconds_left(10.0) is None
+    progress.observations = [(10.0, 10), (11.0, 20)]
+    assert progress.seconds_left(11.0) is None
+    progress.observations = [(10.0, 10), (14.0, 20)]  # ten pages in four seconds, eighty to go
+    assert progress.seconds_left(14.0) == pytest.approx(32)
+    assert progress.seconds_left(17.0) == pytest.approx(29)
+    assert progress.seconds_left(60.0) is None
+
+
 # The table --------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,119 @@
+"""Take the screenshots of docs/screenshots: every state of every page, light, dark and narrow, from the real app.
+
+    python docs/screenshots.py [FOLDER]
+
+Uses a data folder of its own with the sample document, and Chromium. Look at them after every change of a page.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+WAIT_MILLISECONDS = 180_000
+QUESTION = "How long is the time between two high tides?"
+SIZES = {"light": (1280, 800), "dark": (1280, 800), "narrow": (480, 900)}
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=["--no-sandbox"]
+        )
+        home = Path(name) / "home"
+        server, url = serve(home)
+        try:
+            page = open_page(browser, url, "light")
+            shoot(page, folder / "empty-light.png")
+            page.get_by_role("button", name="Try with a sample").click()
+            page.get_by_role("button", name=re.compile("What does")).first.wait_for()
+            shoot(page, folder / "start-light.png")
+            ask(page, QUESTION)
+            page.get_by_text(re.compile("Searching|Searched|Loading")).first.wait_for()
+            shoot(page, folder / "answering-light.png", settle=0)
+            wait_for_answers(page, 1)
+            page.locator('a[href^="#cite-"]').first.click()
+            page.get_by_test_id("stImage").first.wait_for()
+            shoot(page, folder / "answer-light.png")
+            chat = page.url
+            page.keyboard.press("Escape")
+            ask(page, "Who is the king of France?")
+            wait_for_answers(page, 2)
+            shoot(page, folder / "not-in-documents-light.png")
+            for theme in ("dark", "narrow"):
+                other = open_page(browser, chat, theme)
+                wait_for_answers(other, 2)
+                other.locator('a[href^="#cite-"]').first.click()
+                other.get_by_test_id("stImage").first.wait_for()
+                shoot(other, folder / f"answer-{theme}.png")
+                other.context.close()
+            for place in ("Documents", "Models", "Performance"):
+                for theme in SIZES:
+                    other = open_page(browser, f"{url}/{place.lower()}", theme)
+                    other.get_by_test_id("stHeading").first.wait_for()
+                    shoot(other, folder / f"{place.lower()}-{theme}.png", settle=4)
+                    other.context.close()
+        finally:
+            server.terminate()
+            server.wait()
+            browser.close()
+
+
+def serve(home: Path) -> tuple[subprocess.Popen[str], str]:
+    """The app on a free port, and its address."""
+    environment = os.environ | {"DOCMIND_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", "run", str(ROOT / "app.py"), "--server.headless", "true",
+         "--server.port", "0"], env=environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stdout
+    for line in server.stdout:
+        if found := re.search(r"http://[^\s]+:\d+", line):
+            return server, found[0]
+    raise SystemExit("the app did not start")
+
+
+def open_page(browser: Browser, url: str, theme: str) -> Page:
+    width, height = SIZES[theme]
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme="dark" if theme == "dark" else "light"
+    )
+    context.set_default_timeout(WAIT_MILLISECONDS)
+    page = context.new_page()
+    page.goto(url)
+    page.get_by_test_id("stMain").get_by_test_id("stVerticalBlock").first.wait_for()
+    return page
+
+
+def ask(page: Page, question: str) -> None:
+    box = page.get_by_test_id("stChatInputTextArea")
+    box.wait_for()
+    while not box.is_enabled():
+        time.sleep(0.1)
+    box.fill(question)
+    box.press("Enter")
+
+
+def wait_for_answers(page: Page, count: int) -> None:
+    page.locator('[class*="st-key-receipt-"]').nth(count - 1).wait_for()
+
+
+def shoot(page: Page, path: Path, settle: float = 1.5) -> None:
+    """A picture, when nothing moves any more."""
+    time.sleep(settle)
+    page.screenshot(path=path)
+    print(path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "screenshots")
