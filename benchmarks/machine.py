@@ -11,7 +11,9 @@ from typing import Any
 
 import psutil
 
-PACKAGES = ("llama-index-core", "llama-cpp-python", "sentence-transformers", "torch", "pypdfium2", "pypdf", "numpy", "streamlit")
+PACKAGES = (
+    "llama-index-core", "llama-cpp-python", "sentence-transformers", "torch", "pypdfium2", "pypdf", "numpy", "streamlit",
+)  # fmt: skip
 
 
 def processor() -> str:

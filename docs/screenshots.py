@@ -20,7 +20,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 WAIT_MILLISECONDS = 180_000
-QUESTION = "How long is the time between two high tides?"
+QUESTION = "How much larger than the average is a spring range?"
+UNPROVEN = "How far apart are spring tides?"  # the small model gets it wrong, and is found out
 SIZES = {"light": (1280, 800), "dark": (1280, 800), "narrow": (480, 900)}
 
 
@@ -47,12 +48,15 @@ def main(folder: Path) -> None:
             shoot(page, folder / "answer-light.png")
             chat = page.url
             page.keyboard.press("Escape")
-            ask(page, "Who is the king of France?")
+            ask(page, UNPROVEN)
             wait_for_answers(page, 2)
+            shoot(page, folder / "unproven-light.png")
+            ask(page, "Who is the king of France?")
+            wait_for_answers(page, 3)
             shoot(page, folder / "not-in-documents-light.png")
             for theme in ("dark", "narrow"):
                 other = open_page(browser, chat, theme)
-                wait_for_answers(other, 2)
+                wait_for_answers(other, 3)
                 other.locator('a[href^="#cite-"]').first.click()
                 other.get_by_test_id("stImage").first.wait_for()
                 shoot(other, folder / f"answer-{theme}.png")

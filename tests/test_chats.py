@@ -58,7 +58,7 @@ def test_chats_come_newest_first_and_are_found_by_their_words(library):
         _, message_id = _begin(library, chat, question)
         chats.keep_partial(library, message_id, f"Answer of {chat}.")
     _begin(library, "a", "And honey?")
-    assert [chat.chat_id for chat in chats.list_chats(library)][0] == "a"
+    assert next(chat.chat_id for chat in chats.list_chats(library)) == "a"
     assert {chat.chat_id for chat in chats.list_chats(library)} == {"a", "b", "c"}
     assert [chat.chat_id for chat in chats.list_chats(library, "HONEY")] == ["a"]
     assert [chat.chat_id for chat in chats.list_chats(library, "of b")] == ["b"]

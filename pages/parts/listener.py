@@ -1,4 +1,4 @@
-"""What the screen's own widgets cannot report: a click on a citation in an answer, and the key "/".
+"""What the screen's own widgets cannot do: report a click on a citation, take the key "/", keep the end in view.
 
 One invisible component. Its script lives as long as the browser's page and hears every click, however often Streamlit
 draws the page anew; only the mounted component of the moment passes a click on.
@@ -67,6 +67,35 @@ const pressed = (event) => {
   event.preventDefault();
   box.focus();
 };
+
+// A new question comes into view and the answer stays there while it grows, until the person scrolls away; a chat that
+// was opened shows its end. Streamlit does so only where the question box is the page's own last element.
+const NEAR_PIXELS = 120;
+let chat = null, followedUntil = 0, isAtEnd = true;
+const scroller = () => document.querySelector('[data-testid="stMain"]');
+const keepEnd = () => {
+  const main = scroller();
+  if (main) {
+    const now = performance.now();
+    const address = new URLSearchParams(location.search).get("c");
+    if (document.querySelector(".st-key-stop")) {
+      if (now > followedUntil) isAtEnd = true;  // it has just been asked
+      followedUntil = now + SETTLED_MILLISECONDS;
+    } else if (address !== chat && document.querySelector('[data-testid="stChatMessage"]')) {
+      [chat, followedUntil, isAtEnd] = [address, now + SETTLED_MILLISECONDS, true];
+    }
+    if (now < followedUntil && isAtEnd && !kept) main.scrollTop = main.scrollHeight;
+  }
+  setTimeout(() => requestAnimationFrame(keepEnd), 100);
+};
+const lookedAround = () => {
+  const main = scroller();
+  if (main) isAtEnd = main.scrollHeight - main.clientHeight - main.scrollTop < NEAR_PIXELS;
+};
+for (const moved of ["wheel", "touchmove", "keyup"]) {
+  document.addEventListener(moved, () => setTimeout(lookedAround, 50), { passive: true });
+}
+keepEnd();
 
 // This module is loaded once in the life of a page; a component mounted again finds it loaded.
 document.addEventListener("click", clicked, true);

@@ -200,9 +200,10 @@ def test_the_model_is_switched_in_the_middle_of_a_chat(app_server, page, stocked
     page.goto(app_server().url)
     _ask(page, QUESTION)
     _wait_for_answers(page)
-    page.get_by_test_id("stSidebar").get_by_role("combobox").nth(1).click()
+    box = page.get_by_test_id("stSidebar").get_by_role("combobox").nth(1)
+    box.click()
     page.get_by_role("option", name="second-model").click()
-    page.get_by_test_id("stSidebar").get_by_text("second-model").first.wait_for()
+    _wait_until(lambda: "second-model" in box.evaluate("e => (e.value || '') + e.textContent"))
     _ask(page, QUESTION)
     _wait_until(lambda: len(_kept(stocked)) == 4 and _kept(stocked)[-1].finished)
     assert [m.details["model"] for m in _kept(stocked) if m.role == "assistant"] == [info.name, "second-model"]
