@@ -12,8 +12,15 @@ from typing import Any
 import psutil
 
 PACKAGES = (
-    "llama-index-core", "llama-cpp-python", "sentence-transformers", "torch", "pypdfium2", "pypdf", "numpy", "streamlit",
-)  # fmt: skip
+    "llama-index-core",
+    "llama-cpp-python",
+    "sentence-transformers",
+    "torch",
+    "pypdfium2",
+    "pypdf",
+    "numpy",
+    "streamlit",
+)
 
 
 def processor() -> str:
