@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from docmind import chats, runs
+from docmind.metrics import answers
+from docmind.profiles import DEFAULT
 from pages.parts import frame
 from pages.parts.panel import draw_strip
 from pages.parts.safe import plain
@@ -16,7 +18,9 @@ from pages.parts.safe import plain
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from docmind.backends import Detection
     from docmind.chats import Chat
+    from docmind.profiles import Profile
 
 CHAT_PAGE = "pages/chat.py"
 SHOWN_CHATS = 40
@@ -127,16 +131,26 @@ def _by_day(found: list[Chat]) -> Iterator[tuple[str, list[Chat]]]:
 # The model --------------------------------------------------------------------------------------------------------
 
 
+def _used_last(found: dict[str, Detection], profiles: list[Profile]) -> tuple[str | None, str, str] | None:
+    """Profile, backend and model of the newest answer, where they are still there: a reload goes on with them."""
+    for last in answers(frame.library(), limit=1):
+        there = [model.name for model in found[last.backend].models] if last.backend in found else []
+        if last.backend and last.model in there:
+            profile = last.profile if any(p.name == last.profile for p in profiles) else None
+            return profile, last.backend, str(last.model)
+    return None
+
+
 def _draw_model() -> None:
     """Backend and model, switched on the fly: the next question goes to what is chosen here."""
     state = st.session_state
     found = {detection.backend: detection for detection in frame.found_backends()}
     profiles = frame.profiles()
-    if wanted := state.pop("pending_profile", None):
-        state["profile"] = wanted
-    if not state.get("backend") or wanted:
-        first = next((p for p in profiles if p.name == (wanted or "starter")), profiles[0])
-        state["profile"], state["backend"], state["model"] = first.name, first.backend, first.model
+    wanted = state.pop("pending_profile", None)
+    if wanted or not state.get("backend"):
+        first = next((p for p in profiles if p.name == (wanted or DEFAULT)), profiles[0])
+        chosen = first.name, first.backend, first.model
+        state["profile"], state["backend"], state["model"] = (None if wanted else _used_last(found, profiles)) or chosen
     names = [name for name, detection in found.items() if detection.available] or list(found)
     if state["backend"] not in names:
         names.insert(0, state["backend"])

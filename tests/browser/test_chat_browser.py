@@ -9,8 +9,11 @@ import time
 
 import pytest
 
-from docmind import chats
+from docmind import chats, runs
+from docmind.answer import Answer
 from docmind.backends import backend
+from docmind.citations import Sentence
+from docmind.errors import ModelNotFound
 from docmind.library import Library
 
 PATIENCE_SECONDS = 120
@@ -254,6 +257,55 @@ def test_a_stopped_server_keeps_everything_shown(app_server, page, talkative):
     served.process.wait(PATIENCE_SECONDS)
     kept = _kept(talkative)[-1]
     assert (kept.finished, bool(kept.text)) == ("stopped", True)
+
+
+POISON = (
+    "![a](http://evil.docmind.test/a.png) [b](http://evil.docmind.test/b) <img src=http://evil.docmind.test/c.png>"
+    " http://evil.docmind.test/d $\\\\href{http://evil.docmind.test/e}{x}$ :material/home: :red[f]"
+)
+BLOCKS = (
+    f"\n\n```mermaid\ngraph LR; A[<img src='http://evil.docmind.test/g.png'>]-->B\n```\n\n"
+    f"| a | b |\n|---|---|\n| {POISON} | c |\n\n# {POISON}\n\n- {POISON}\n\n> {POISON}\n"
+)
+
+
+def test_poison_in_answers_questions_names_and_errors_reaches_nobody(app_server, sink, library, insert):
+    """On every surface: a proxy that would hear of any other host hears nothing, and the letters are there."""
+    insert(library, "![x](http:__evil.docmind.test_n.png).txt", (f"{'Queen Victoria ' * 3} {POISON}",))
+    (document,) = library.documents()
+    near = {"document_id": document.document_id, "document": document.name, "page": 1, "start": 0, "end": 20}
+    run_id = runs.start_run(library, "answer")
+    answer = Answer(
+        text=POISON + BLOCKS, finished="complete", reason=None, not_in_documents=False,
+        sentences=(Sentence(POISON, 0, len(POISON), "none"),), citations=(),
+        steps=({"tool": "search_documents", "input": POISON, "hits": 1, "documents": 1, "seconds": 0.1},),
+        nearest=({**near, "text": "x", "score": 0.1},), backend=POISON, model=POISON, profile=POISON, run_id=run_id,
+        chat_id="c1", context={"window": 100, "left_out": [{"document": POISON, "page": 1, "tokens": 5}]},
+        timings={"first_token_s": 1.0, "prompt_tokens": 50},
+    )  # fmt: skip
+    chats.finish(library, chats.begin(library, "c1", POISON, run_id), answer)
+    runs.finish_run(library, run_id, "complete")
+    chats.fail(library, chats.begin(library, "c1", POISON, run_id), ModelNotFound(POISON, POISON))
+    url = app_server().url
+    page, proxy = sink()
+    page.goto(f"{url}/?c=c1")
+    _wait_for_answers(page)
+    page.get_by_test_id("stAlert").first.wait_for()
+    page.get_by_test_id("stExpander").first.click()
+    _receipts(page).first.get_by_role("button").click()
+    page.keyboard.press("Escape")
+    page.locator('a[href$="-101"]').first.click()
+    page.locator(".st-key-source").wait_for()
+    shown = page.get_by_test_id("stMain").inner_text()
+    assert shown.count("evil.docmind.test") > 10
+    assert page.locator('[data-testid=stMain] img[src*="evil"], [data-testid=stMain] iframe').count() == 0
+    assert page.locator('a[href*="evil"]').count() == 0
+    for place in ("Documents", "Models", "Performance"):
+        page.get_by_role("link", name=place, exact=True).click()
+        page.get_by_role("heading", name=place, exact=True).wait_for()
+        time.sleep(1)
+        assert page.locator('a[href*="evil"], img[src*="evil"]').count() == 0
+    assert proxy.hosts == set()
 
 
 def test_a_library_that_cannot_be_opened_says_why_on_the_page(app_server, page, config):

@@ -232,6 +232,25 @@ def test_the_model_of_the_sidebar_answers_the_next_question(app, stocked):
     assert (answered.details["model"], answered.details["profile"]) == ("second-model", "")
 
 
+def test_a_new_visit_takes_the_starter_when_the_model_used_last_is_gone(app, stocked):
+    """And does not stumble over it."""
+    _answer(stocked)
+    app.run()
+    assert app.session_state["model"] == backend("llama.cpp").models(stocked.config)[0].name  # "m" is not there
+    assert app.session_state["profile"] == "starter"
+
+
+def test_a_new_visit_goes_on_with_the_model_used_last(app, stocked):
+    """A reload of the browser is a new visit."""
+    folder = stocked.config.home / "models"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(backend("llama.cpp").models(stocked.config)[0].path, folder / "second-model.gguf")
+    run = runs.start_answer(stocked, QUESTION, chat_id="c1", backend="llama.cpp", model="second-model")
+    assert run.wait(PATIENCE_SECONDS)
+    app.run()
+    assert (app.session_state["model"], app.session_state["profile"]) == ("second-model", None)
+
+
 def test_filters_limit_what_is_searched(app, stocked):
     """By document."""
     app.run()
