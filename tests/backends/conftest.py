@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from llama_index.core.llms import ChatMessage
 
@@ -28,6 +30,8 @@ def llm(config):
 def unloaded(config):
     """The starter in a child that has not been started: other options make it another child than `llm`'s."""
     llama_cpp.close_all()
+    gc.collect()
+    llama_cpp.close_unused()  # a child of its own, that remembers no crash of another test
     model = llama_cpp.build(config, llama_cpp.STARTER, {"temperature": 0.0, "context_window": 2048})
     yield model
     model.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.metadata
 import queue
 import shutil
@@ -615,6 +616,22 @@ def test_a_picture_in_a_message_is_refused(llm):
     with pytest.raises(BackendError) as caught:
         llm.chat([ChatMessage(role="user", blocks=[ImageBlock(image=b"x")])])
     assert caught.value.reason == "unsupported"
+
+
+def test_the_model_stays_loaded_between_two_answers(unloaded, config):
+    """The next object for the same model finds it in memory, though nobody named it meanwhile."""
+    unloaded.warm_up()
+    child = unloaded.process_id
+    options = {"context_window": 512}
+    first = llama_cpp.build(config, llama_cpp.STARTER, options)
+    first.warm_up()
+    process_id = first.process_id
+    assert process_id != child
+    del first
+    gc.collect()
+    second = llama_cpp.build(config, llama_cpp.STARTER, options)
+    assert (second.is_loaded, second.process_id) == (True, process_id)
+    second.close()
 
 
 def test_another_model_ends_the_child_of_one_nobody_names(config, starter_path, shelf):
