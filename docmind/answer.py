@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 Finished = Literal["complete", "stopped", "cut", "failed"]
 HITS = 12  # passages looked at for one answer; what is not given to the model is listed
 # Below this score of the best passage the documents do not answer, and no model is asked to. Of 612 questions whose
-# answer was in the library none scored below it; of the same with their document left out 317 did (docs/decisions.md).
-LEAST_SCORE = 0.5
+# answer was in the library one scored below it; of the same with their document left out 230 did (docs/decisions.md).
+LEAST_SCORE = 0.54
 NEAREST = 3  # passages shown when the documents do not answer
 MAX_QUESTION_CHARACTERS = 4_000
 KEEP_SECONDS = 3.0  # how often a growing answer is kept in its chat

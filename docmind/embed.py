@@ -135,14 +135,15 @@ def embed_tokens(texts: Sequence[str]) -> list[np.ndarray]:
     """Token embeddings as MaxSim compares them.
 
     Returns:
-        For each text (n_tokens, dimension) float32, unit rows, the model's two marker tokens left out.
+        For each text (n_tokens + 2, dimension) float32, unit rows, the model's marker tokens first and last: they stand
+        for the text as a whole.
     """
     import torch
 
     model: Any = load_embedding()._model
     with _computing, torch.inference_mode():
         raw = model.encode(list(texts), output_value="token_embeddings", batch_size=BATCH_SIZE, show_progress_bar=False)
-    return [unit(tokens[1:-1].float().numpy()) for tokens in raw]
+    return [unit(tokens.float().numpy()) for tokens in raw]
 
 
 def identity() -> EmbeddingIdentity:

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from docmind.library import Library, Passage, VectorIndex
 
 RRF_K = 60  # Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion" (SIGIR 2009): the constant of the paper
-STOP_WORD_WEIGHT = 0.15  # of "what", "the", "?" in MaxSim against 1: they meet their like in any passage
-COSINE_WEIGHT = 0.2  # of the whole passage beside MaxSim; both were measured (docs/decisions.md)
+# The score of a passage; all four were measured together (docs/decisions.md).
+STOP_WORD_WEIGHT = 0.4  # of "what", "the", "?" in MaxSim against 1: they meet their like in any passage
+MARKER_WEIGHT = 1.5  # of the model's two marker tokens, which stand for the whole question
+COSINE_WEIGHT = 0.25  # of the whole passage beside MaxSim
+BM25_WEIGHT = 3.6  # over RRF_K + rank among the full-text matches: at most .06
 TITLE_WEIGHT = 1.0  # BM25 weight of the title column against 1 for the text
 MAX_MATCHED_ROWS = 20_000  # rows BM25 may score: it costs 287 ms for the commonest words of 200,000 passages without
 MAX_QUERY_WORDS = 32  # a pasted page is no question
@@ -89,7 +92,7 @@ def search(
     dense = dense_search(index, vector, config.dense_candidates, allowed)
     words = bm25_search(library, query, config.bm25_candidates, allowed)
     fused = fuse([dense, words])
-    reranked = rerank(library, query, fused[: max(config.rerank_candidates, 1)], index, vector)
+    reranked = rerank(library, query, fused[: max(config.rerank_candidates, 1)], index, vector, words)
     ranked = reranked[:k]
     if k > len(reranked):
         # Below every reranked passage, and falling: the fused order says no more than that.
@@ -172,36 +175,46 @@ def fuse(rankings: Iterable[Sequence[int]]) -> list[int]:
 
 
 def rerank(
-    library: Library, query: str, passage_ids: Sequence[int], index: VectorIndex, vector: np.ndarray
+    library: Library,
+    query: str,
+    passage_ids: Sequence[int],
+    index: VectorIndex,
+    vector: np.ndarray,
+    full_text: Sequence[int] = (),
 ) -> list[tuple[Passage, float]]:
     """Passages with their scores, best first; equal scores keep their order.
 
     The score is MaxSim, the mean over the question's tokens of the best cosine with any token of the passage, with
-    stop words counting less, and something for the cosine of the whole passage.
+    stop words counting less, and something for the cosine of the whole passage and for its place among the full-text
+    matches (`full_text`: their ids, best first).
     Source: Khattab and Zaharia, "ColBERT" (SIGIR 2020), here with the token embeddings of a sentence model.
     """
     passages = library.passages(passage_ids)
     if not passages:
         return []
     asked = embed.embed_tokens([query])[0]
-    if not len(asked):
-        return [(passage, 0.0) for passage in passages]
     weights = _token_weights(query, len(asked))
     rows = np.searchsorted(index.passage_ids, [passage.passage_id for passage in passages])
     cosines = index.vectors[np.minimum(rows, len(index.passage_ids) - 1)] @ vector
+    places = {passage_id: BM25_WEIGHT / (RRF_K + rank) for rank, passage_id in enumerate(full_text, start=1)}
     scored = []
     for passage, tokens, cosine in zip(passages, _passage_tokens(passages), cosines, strict=True):
-        max_sim = float((asked @ tokens.T).max(axis=1) @ weights) if len(tokens) else 0.0
-        scored.append((passage, max_sim + COSINE_WEIGHT * float(cosine)))
+        max_sim = float((asked @ tokens.T).max(axis=1) @ weights)
+        score = max_sim + COSINE_WEIGHT * float(cosine) + places.get(passage.passage_id, 0.0)
+        scored.append((passage, score))
     return sorted(scored, key=lambda pair: -pair[1])
 
 
 def _token_weights(query: str, count: int) -> np.ndarray:
-    """What each of the question's first `count` tokens counts in MaxSim, (count,) float32, adding up to 1."""
-    tokens = embed.load_tokenizer().encode(query, add_special_tokens=False).tokens[:count]
+    """What each of the question's `count` tokens counts in MaxSim, (count,) float32, adding up to 1.
+
+    The first and the last are the model's markers; a question that was too long for the model is cut between them.
+    """
+    tokens = embed.load_tokenizer().encode(query, add_special_tokens=False).tokens[: count - 2]
     is_weak = [token in STOP_WORDS or not (token[0].isalnum() or token.startswith("##")) for token in tokens]
     weights = np.ones(count, dtype=np.float32)
-    weights[: len(tokens)][is_weak] = STOP_WORD_WEIGHT
+    weights[1 : 1 + len(tokens)][is_weak] = STOP_WORD_WEIGHT
+    weights[[0, -1]] = MARKER_WEIGHT
     return np.asarray(weights / weights.sum(), dtype=np.float32)
 
 
