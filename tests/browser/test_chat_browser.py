@@ -166,6 +166,7 @@ def test_a_closed_tab_does_not_end_the_answer(app_server, page, talkative):
     assert _letters(_shown(again)) == _letters(_kept(talkative)[-1].text)
 
 
+@pytest.mark.timeout(900)  # six answers and thirty turns
 def test_thirty_random_refreshes_switches_and_tabs_change_no_letter(app_server, page, talkative):
     """Whatever is done while answers are written, the screen ends with what the run wrote."""
     chance = random.Random(7)
@@ -181,6 +182,8 @@ def test_thirty_random_refreshes_switches_and_tabs_change_no_letter(app_server, 
                 case "switch":
                     tab.get_by_role("link", name=chance.choice(["Documents", "Models", "Performance"])).click()
                     tab.get_by_role("link", name="Ask").click()
+                    # A reload before the page has drawn once is a visit to no chat in particular.
+                    _wait_until(lambda tab=tab: "c=" in tab.evaluate("location.search"))
                 case "tab" if len(tabs) < 3:
                     tabs.append(page.context.new_page())
                     tabs[-1].goto(f"{page.url.partition('?')[0]}?c={_chat(talkative)}")
