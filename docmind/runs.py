@@ -196,28 +196,22 @@ def _started(run: Run, work: Any) -> Run:
             state = work()
         except DocMindError as caught:
             error = caught
-        finally:
-            # Also after an error of the program itself, which goes on to the log: nobody waits for ever.
-            if state == "failed" and error is None:
-                error = DocMindError(
-                    "Something in DocMind went wrong.", "The log has the details; `docmind doctor` names it.",
-                    reason="internal",
-                )  # fmt: skip
-            run._end(state, error)
-
-    def logged() -> None:
-        try:
-            drive()
         except BaseException:
+            error = DocMindError(
+                "Something in DocMind went wrong.", "The log has the details; `docmind doctor` names it.",
+                reason="internal",
+            )  # fmt: skip
             log.exception("%s %s failed", run.kind, run.run_id)
             raise
+        finally:
+            run._end(state, error)  # whatever happened: nobody waits for ever
 
     with _runs_lock:
         if not _runs:
             atexit.unregister(stop_all)
             atexit.register(stop_all)
         _runs[run.run_id] = run
-    threading.Thread(target=logged, name=f"docmind-{run.kind}", daemon=True).start()
+    threading.Thread(target=drive, name=f"docmind-{run.kind}", daemon=True).start()
     return run
 
 
