@@ -33,24 +33,30 @@ const clicked = (event) => {
 };
 
 // The pane takes half of the width: lines break anew, and what was read would jump. Until the page has settled, or the
-// person scrolls, the chip stays at its height. Where there is no room beside the chat, the pane comes into view.
+// person scrolls, the chip stays at its height. Where there is no room beside the chat, the pane comes into view. It
+// comes when the server has drawn it, which on a busy machine takes its time; settled is what has not moved for a while.
+const PATIENCE_MILLISECONDS = 60000;
 const SETTLED_MILLISECONDS = 1500;
 const HEAD_PIXELS = 60;  // Streamlit's own bar lies over the top of the page
 const keepInPlace = (link) => {
   const href = link.getAttribute("href");
   const same = () => [...document.querySelectorAll(`a[href="${href}"]`)];
-  kept = { place: same().indexOf(link), top: link.getBoundingClientRect().top, since: performance.now(), seen: null };
+  kept = { place: same().indexOf(link), top: link.getBoundingClientRect().top,
+           until: performance.now() + PATIENCE_MILLISECONDS, isSeen: false };
   const follow = (mine) => {
     const now = performance.now();
-    if (kept !== mine || now > (mine.seen ?? mine.since + SETTLED_MILLISECONDS) + SETTLED_MILLISECONDS) return;
+    if (kept !== mine || now > mine.until) return;  // what was clicked stays in view: the end is not followed meanwhile
     const chip = same()[mine.place];
     const pane = document.querySelector(".st-key-source");
     const scroller = chip?.closest('[data-testid="stMain"]');
     if (scroller && pane) {
-      mine.seen ??= now;
       const [chipBox, paneBox] = [chip.getBoundingClientRect(), pane.getBoundingClientRect()];
       const isBeside = paneBox.left >= chipBox.right - 1;
+      const before = scroller.scrollTop;
       scroller.scrollTop += isBeside ? chipBox.top - mine.top : paneBox.top - HEAD_PIXELS;
+      const isMoving = scroller.scrollTop !== before || pane.querySelector('[data-testid="stSpinner"]');
+      if (isMoving || !mine.isSeen) mine.until = now + SETTLED_MILLISECONDS;
+      mine.isSeen = true;
     }
     requestAnimationFrame(() => follow(mine));
   };
