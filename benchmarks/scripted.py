@@ -6,9 +6,9 @@ import asyncio
 import os
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 from docmind.backends import Detection, ModelInfo
+from docmind.backends.streamed_llm import StreamedLLM, response
 
 LABEL = "scripted"
 OPTIONS = ()
@@ -17,57 +17,40 @@ WORDS_PER_SENTENCE = 20
 MODEL = ModelInfo("words", 100_000, None, None, True)
 
 
-def detect(_config):
+def detect(_config, _options=None):
     return Detection("scripted", LABEL, True, None, None, None, None, (MODEL,))
 
 
-def models(_config):
+def models(_config, _options=None):
     return (MODEL,)
 
 
 def build(_config, _model, _options=None):
-    return ScriptedLLM()
+    return ScriptedLLM(name="words", context_window=100_000)
 
 
-class ScriptedLLM:
-    """What `docmind.answer` uses of a model."""
+class ScriptedLLM(StreamedLLM):
+    """Words at a steady pace."""
 
-    metadata = SimpleNamespace(context_window=100_000)
-    prefill_tokens_per_second = 1000.0
-    is_loaded = True
-    stopped = False
+    @property
+    def prefill_tokens_per_second(self):
+        return 1000.0
 
-    def start(self):
-        pass
+    def _arguments(self, given):
+        return given
 
-    def warm_up(self):
-        pass
-
-    def stop(self):
-        self.stopped = True
-
-    def count_tokens(self, messages):
-        return sum(len((message.content or "").split()) for message in messages)
-
-    def count_tokens_many(self, texts):
-        return [len(text.split()) for text in texts]
-
-    async def astream_chat(self, _messages, **_arguments):
-        return self._words()
-
-    async def _words(self):
+    async def _astream(self, prompt, arguments):
         started = time.time()
         # The page's clock is the same machine's: when the first word was due is all that is needed.
         Path(os.environ["SCRIPTED_STARTED"]).write_text(str(started))
+        text = ""
         for number in range(1, WORDS + 1):
             wait = started + number / WORDS_PER_SECOND - time.time()
             if wait > 0:
                 await asyncio.sleep(wait)
-            if self.stopped:
-                break
             end = ". " if number % WORDS_PER_SENTENCE == 0 else " "
             if number % (6 * WORDS_PER_SENTENCE) == 0:
                 end = ".\n\n"
-            yield SimpleNamespace(delta=f"w{number}{end}", raw={"phase": "writing"})
-        reason = "stopped" if self.stopped else "stop"
-        yield SimpleNamespace(delta="", raw={"finish_reason": reason, "prompt_tokens": 100, "answer_tokens": WORDS})
+            text += f"w{number}{end}"
+            yield response(text, f"w{number}{end}", phase="writing")
+        yield response(text, phase="writing", finish_reason="stop", prompt_tokens=100, answer_tokens=WORDS)

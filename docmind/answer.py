@@ -1,7 +1,8 @@
-"""A question → an answer one can check: search, pack, one call of the model, proof. Knows no Streamlit.
+"""A question → an answer one can check: search, pack, ask the model, proof. Knows no Streamlit.
 
-`ask` is a generator of what happens; the last event is the `Answer`. This is the direct way, for models that cannot
-drive an agent: the search is made by the program, and the model is called once.
+`ask` is a generator of what happens; the last event is the `Answer`. A profile answers in one of two ways: "direct",
+for models that cannot drive an agent, makes the search and calls the model once; "react" makes the same search and lets
+the model go on with tools when it has to (docmind.agent). A model that fails is followed by the next one allowed.
 """
 
 from __future__ import annotations
@@ -10,33 +11,36 @@ import json
 import logging
 import threading
 import time
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from docmind import chats, runs
+from docmind import chats, history, routing, runs, tools
 from docmind.backends import backend as find_backend
 from docmind.background import follow
 from docmind.citations import Citation, Sentence, cite, is_refusal, split_sentences, strip_markers
-from docmind.context import as_json, pack
-from docmind.errors import DocMindError, ModelNotFound, ProfileError
+from docmind.context import as_json
+from docmind.errors import BackendError, DocMindError
+from docmind.events import FellBack, ModelWaiting, Phase, StepFinished, StepStarted, TextDelta
+from docmind.follow_up import standalone
+from docmind.history import History, Turn
 from docmind.parse.boxes import boxes_for
-from docmind.profiles import Profile, find_profile
-from docmind.prompts import NOT_IN_DOCUMENTS, direct_messages
+from docmind.prompts import ANSWER_GRAMMAR, NO_ANSWER, NOT_IN_DOCUMENTS, REACT, direct_messages, observation_text
+from docmind.tools import Reading
+from docmind.transcript import answer_so_far, read_step, without_thinking
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+
+    from llama_index.core.llms import ChatMessage
 
     from docmind.backends import ModelInfo
-    from docmind.citations import Evidence
-    from docmind.config import Config
-    from docmind.context import Packed
     from docmind.library import Library, Page
+    from docmind.profiles import Profile
     from docmind.search import Hit
 
 log = logging.getLogger(__name__)
 
 Finished = Literal["complete", "stopped", "cut", "failed"]
-HITS = 12  # passages looked at for one answer; what is not given to the model is listed
 # Below this score of the best passage the documents do not answer, and no model is asked to. Of 612 questions whose
 # answer was in the library one scored below it; of the same with their document left out 230 did (docs/decisions.md).
 LEAST_SCORE = 0.54
@@ -44,48 +48,10 @@ NEAREST = 3  # passages shown when the documents do not answer
 MAX_QUESTION_CHARACTERS = 4_000
 KEEP_SECONDS = 3.0  # how often a growing answer is kept in its chat
 STOP_POLL_SECONDS = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class StepStarted:
-    """A tool begins: what it is asked."""
-
-    tool: str
-    input: str
-
-
-@dataclass(frozen=True, slots=True)
-class StepFinished:
-    """A tool ended: how many passages in how many documents, in how many seconds."""
-
-    tool: str
-    input: str
-    hits: int
-    documents: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ModelWaiting:
-    """The model is not writing yet.
-
-    Attributes:
-        phase: "waiting" for another question's answer, "loading" the model, "reading" the prompt.
-        ahead: Questions before this one, while waiting.
-        done, total: Tokens of the prompt, while reading.
-    """
-
-    phase: Literal["waiting", "loading", "reading"]
-    ahead: int = 0
-    done: int = 0
-    total: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """The next piece of the answer as shown."""
-
-    text: str
+SPARE_TOKENS = 16  # what a chat template adds around a message
+STEP_TOKENS = 256  # of the window, kept for the agent's own thoughts and calls
+# How long the conversation before may take to read, in shares of the first-token target: it is read only once.
+HISTORY_SHARE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +60,14 @@ class Answer:
 
     Attributes:
         text: As shown: the model's own [1] marks are taken out, since the numbers in `sentences` are the proven ones.
+        asked: The question as the model was told it.
         nearest: When the documents do not answer, the passages that came closest.
+        fallbacks: Models that gave up, and those that went on.
+        attempts: What they had written.
     """
 
     text: str
+    asked: str
     finished: Finished
     reason: str | None
     not_in_documents: bool
@@ -105,6 +75,8 @@ class Answer:
     citations: tuple[dict[str, Any], ...]
     steps: tuple[dict[str, Any], ...]
     nearest: tuple[dict[str, Any], ...]
+    fallbacks: tuple[dict[str, Any], ...]
+    attempts: tuple[dict[str, Any], ...]
     backend: str
     model: str
     profile: str
@@ -117,6 +89,7 @@ class Answer:
         """The answer as `docmind ask --json` prints it."""
         return {
             "answer": self.text,
+            "asked": self.asked,
             "finished": self.finished,
             "reason": self.reason,
             "not_in_documents": self.not_in_documents,
@@ -132,13 +105,14 @@ class Answer:
             "profile": self.profile,
             "run": self.run_id,
             "chat": self.chat_id,
-            "fallbacks": [],
+            "fallbacks": list(self.fallbacks),
+            "attempts": list(self.attempts),
             "context": self.context,
             "timings": self.timings,
         }
 
 
-AnswerEvent = StepStarted | StepFinished | ModelWaiting | TextDelta | Answer
+AnswerEvent = StepStarted | StepFinished | ModelWaiting | TextDelta | FellBack | Answer
 
 
 @dataclass(slots=True)
@@ -152,16 +126,21 @@ class _Work:
     message_id: int | None  # where the chat keeps the answer
     stop: threading.Event | None
     started: float
+    reading: Reading
+    query: str = ""  # what is searched for
+    asked: str = ""  # the question as the model is told it
+    turns: list[Turn] = field(default_factory=list)  # of the chat, before this one
+    turn_pages: dict[tuple[str, int], Page] = field(default_factory=dict)
+    before: History = field(default_factory=lambda: History((), {}))  # of these what the model is given
     profile: Profile | None = None
     model: ModelInfo | None = None
-    hits: list[Hit] = field(default_factory=list)
-    packed: Packed | None = None
-    pages: dict[tuple[str, int], Page] = field(default_factory=dict)
+    hits: list[Hit] = field(default_factory=list)  # of the first search
     raw: str = ""
     shown: str = ""
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    fallbacks: list[dict[str, Any]] = field(default_factory=list)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
     receipt: dict[str, Any] = field(default_factory=dict)  # the last message of the model
-    retrieval_seconds: float | None = None
+    model_calls: int = 0
     first_token_seconds: float | None = None
     kept_at: float = 0.0
     finished: Finished = "failed"
@@ -191,13 +170,13 @@ def ask(
 
     Args:
         profile: Its name; None: the starter. `backend` and `model` take the place of what it names.
-        chat: Id of a chat that keeps the question at once and the answer as it grows; made when it is new. None:
-            neither is kept.
+        chat: Id of a chat that keeps the question at once and the answer as it grows; made when it is new. What was
+            said in it before is known to the model. None: neither is kept.
         stop: Setting it ends the answer within about a second; what was written so far is kept.
         run_id: Of the run that is recorded; None: a new one.
 
     Yields:
-        StepStarted, StepFinished, ModelWaiting, TextDelta, and last the Answer.
+        StepStarted, StepFinished, ModelWaiting, TextDelta, FellBack, and last the Answer.
 
     Raises:
         DocMindError: Nothing can be answered: the library is empty, the model is not there, …
@@ -206,12 +185,17 @@ def ask(
     if not question:
         raise DocMindError("There is no question.", "Write one.", reason="no_question")
     run_id = runs.start_run(library, "answer", run_id)
+    turns, pages = history.turns_of(library, chat)
     message_id = None if chat is None else chats.begin(library, chat, question, run_id)
     now = time.monotonic()
-    work = _Work(library, question, run_id, chat, message_id, stop, now, kept_at=now)
+    work = _Work(
+        library, question, run_id, chat, message_id, stop, now, Reading(library, collections, documents),
+        query=standalone(question, [turn.query for turn in turns]), asked=question, turns=turns, turn_pages=pages,
+        kept_at=now,
+    )  # fmt: skip
     answer: Answer | None = None
     try:
-        yield from _answer(work, profile, backend, model, collections, documents)
+        yield from _answer(work, routing.with_fallbacks(library.config, _chosen(work, profile, backend, model)))
     except (GeneratorExit, KeyboardInterrupt):
         work.finished, work.reason = "stopped", "stopped"
         raise
@@ -226,27 +210,50 @@ def ask(
         yield answer
 
 
-def _answer(
-    work: _Work,
-    profile: str | None,
-    backend: str | None,
-    model: str | None,
-    collections: Sequence[str],
-    documents: Sequence[str],
-) -> Iterator[AnswerEvent]:
-    """Search, pack, one call of the model; how it went is in `work`."""
-    library = work.library
-    work.profile = chosen = _chosen(library.config, profile, backend, model)
-    # The model is checked, and starts to load, before the embedder: its absence is an answer within a second.
-    work.model = _find_model(library, chosen)
-    if library.counts()["passages"] == 0:
+def _chosen(work: _Work, profile: str | None, backend: str | None, model: str | None) -> Profile:
+    """The profile to begin with."""
+    work.profile = routing.choose(work.library.config, profile, backend, model)
+    return work.profile
+
+
+def _answer(work: _Work, route: Sequence[Profile]) -> Iterator[AnswerEvent]:
+    """The first model that is able to answers; how it went is in `work`."""
+    if work.library.counts()["passages"] == 0:
         raise DocMindError(
             "There are no documents yet.", "Add some first: `docmind add FILE_OR_FOLDER`.", reason="library_empty"
         )
-    llm: Any = find_backend(chosen.backend).build(library.config, work.model.name, _options(chosen))
+    failure: BackendError | None = None
+    for place, profile in enumerate(route):
+        try:
+            yield from _attempt(work, profile)
+            return
+        except BackendError as error:
+            failure = failure or error  # what was chosen is what has to be mended
+            if work.is_stopped or place + 1 == len(route) or not routing.can_another_help(error):
+                break
+            yield _fall_back(work, profile, route[place + 1], error)
+    assert failure is not None
+    if work.attempts and not work.shown:  # the last one wrote nothing: what there is stays
+        last = work.attempts.pop()
+        work.raw = work.shown = last["text"]
+    raise failure
+
+
+def _attempt(work: _Work, profile: Profile) -> Iterator[AnswerEvent]:
+    """One model's answer: search, pack, write."""
+    library = work.library
+    # The model is checked, and starts to load, before the embedder: its absence is an answer within a second.
+    work.profile, work.model = profile, routing.find_model(library.config, profile)
+    work.profile = profile = routing.for_model(profile, work.model)
+    llm: Any = find_backend(profile.backend).build(library.config, work.model.name, routing.options(profile))
+    routing.free_memory(but=profile.backend)
     llm.start()
-    yield from _search_step(work, collections, documents)
-    work.refused = not work.hits or work.hits[0].score < LEAST_SCORE
+    if not work.reading.steps:
+        yield StepStarted("search_documents", work.query)
+        work.hits = tools.find(work.reading, work.query)
+        yield _step_finished(work.reading.steps[-1])
+    is_agent = profile.agent == "react"
+    work.refused = not work.hits or (work.hits[0].score < LEAST_SCORE and not is_agent)
     if work.refused:
         work.finished = "complete"
     else:
@@ -254,34 +261,41 @@ def _answer(
         if work.is_stopped:
             work.finished, work.reason = "stopped", "stopped"
             return
-        work.packed = packed = _pack(library, llm, chosen, work.question, work.hits)
-        # Read now: the text is checked against its hash, and a document removed meanwhile keeps its last proof.
-        work.pages = {(e.document_id, e.page): library.page(e.document_id, e.page) for e in packed.evidence}
-        yield from _write(work, llm, chosen, packed.evidence)
-        work.finished, work.reason = _how_it_ended(work.receipt)
+        _give(work, llm, profile)
+        yield from (_by_agent if is_agent else _directly)(work, llm, profile)
         work.refused = is_refusal(work.raw)
-    if work.refused:
-        yield from _show(work, NOT_IN_DOCUMENTS if not work.shown else "")
+        if not work.raw.strip() and work.finished == "complete":
+            work.raw, work.reason = NO_ANSWER, "no_answer"
+            yield from _show(work, everything=True)
+    if work.refused and not work.shown:
+        work.raw = NOT_IN_DOCUMENTS
+        yield from _show(work, everything=True)
+
+
+def _fall_back(work: _Work, before: Profile, after: Profile, error: BackendError) -> FellBack:
+    """Note that a model gave up; what it wrote stays as an attempt, and what was found is used again."""
+    event = FellBack(_named(before), _named(after), error.reason, str(error), work.shown)
+    log.warning("answer %s: %s, on with another model", work.run_id, error.reason)
+    work.fallbacks.append(
+        {"from": event.before, "to": event.after, "reason": error.reason, "message": str(error), "hint": error.hint}
+    )
+    if work.shown:
+        work.attempts.append({"text": strip_markers(work.raw), "model": event.before, "reason": error.reason})
+    work.raw = work.shown = ""
+    work.receipt, work.first_token_seconds, work.error = {}, None, None
+    work.reading.steps = work.reading.steps[:1]
+    return event
+
+
+def _named(profile: Profile) -> str:
+    return f"{profile.backend} · {profile.model}"
 
 
 # The steps --------------------------------------------------------------------------------------------------------
 
 
-def _search_step(work: _Work, collections: Sequence[str], documents: Sequence[str]) -> Iterator[AnswerEvent]:
-    """Search, and say so."""
-    from docmind.search import search
-
-    question = work.question
-    yield StepStarted("search_documents", question)
-    started = time.monotonic()
-    work.hits = search(work.library, question, HITS, collections=collections, documents=documents)
-    seconds = round(time.monotonic() - started, 3)
-    work.retrieval_seconds = seconds
-    count, in_documents = len(work.hits), len({hit.document_id for hit in work.hits})
-    work.steps.append(
-        {"tool": "search_documents", "input": question, "hits": count, "documents": in_documents, "seconds": seconds}
-    )
-    yield StepFinished("search_documents", question, count, in_documents, seconds)
+def _step_finished(step: Mapping[str, Any]) -> StepFinished:
+    return StepFinished(step["tool"], step["input"], step["hits"], step["documents"], step["seconds"])
 
 
 def _load(work: _Work, llm: Any) -> Iterator[AnswerEvent]:
@@ -304,60 +318,148 @@ def _load(work: _Work, llm: Any) -> Iterator[AnswerEvent]:
         raise failure[0]
 
 
-def _pack(library: Library, llm: Any, profile: Profile, question: str, hits: Sequence[Hit]) -> Packed:
-    """The evidence that fits time and window."""
-    instructions = llm.count_tokens(direct_messages(question, [], profile.system_prompt))
-    return pack(
-        library,
-        hits,
-        llm.count_tokens_many,
-        window_tokens=llm.metadata.context_window,
-        reserved_tokens=instructions + profile.max_output_tokens + 16,
-        tokens_per_second=llm.prefill_tokens_per_second,
-        target_seconds=library.config.first_token_target_seconds,
+def _give(work: _Work, llm: Any, profile: Profile) -> None:
+    """Decide what the model is given: of the chat before, and of what was found."""
+    config, is_agent = work.library.config, profile.agent == "react"
+    window = llm.metadata.context_window
+    header = direct_messages(work.query, [], REACT if is_agent else profile.system_prompt)
+    room = (
+        window - llm.count_tokens(header) - profile.max_output_tokens - SPARE_TOKENS - (STEP_TOKENS if is_agent else 0)
     )
+    speed = llm.prefill_tokens_per_second
+    work.before = history.fitting(
+        work.turns, work.turn_pages, llm.count_tokens_many, limit_tokens=min(profile.history_tokens, room // 2),
+        tokens_per_second=speed, target_seconds=HISTORY_SHARE * config.first_token_target_seconds, is_agent=is_agent,
+    )  # fmt: skip
+    # A model that does not know what was said before is asked what the follow-up means.
+    work.asked = work.question if work.before.turns else work.query
+    known = work.before.evidence
+    before = work.reading
+    step = {**before.steps[0], "evidence": []}
+    work.reading = Reading(
+        work.library, before.collections, before.documents, llm.count_tokens_many,
+        room_tokens=max(room - work.before.tokens, 0), tokens_per_second=speed,
+        target_seconds=config.first_token_target_seconds,
+        first_number=max((piece.number for piece in known), default=0) + 1,
+        evidence=known, pages=dict(work.before.pages), steps=[step], hits=list(work.hits),
+    )  # fmt: skip
+    tools.give(work.reading, work.hits)
 
 
-def _write(work: _Work, llm: Any, profile: Profile, evidence: Sequence[Evidence]) -> Iterator[AnswerEvent]:
+def _new_evidence(work: _Work) -> Sequence[Any]:
+    """What was found for this question and is not in the conversation already."""
+    return work.reading.evidence[len(work.before.evidence) :]
+
+
+def _before(work: _Work, *, is_agent: bool) -> list[ChatMessage]:
+    return [message for turn in work.before.turns for message in history.turn_messages(turn, is_agent)]
+
+
+def _directly(work: _Work, llm: Any, profile: Profile) -> Iterator[AnswerEvent]:
+    """One call of the model."""
+    messages = direct_messages(
+        work.asked, _new_evidence(work), profile.system_prompt, _before(work, is_agent=False)
+    )  # fmt: skip
+    yield from _call(work, llm, profile, messages, routing.call_arguments(profile), _spoken)
+
+
+def _by_agent(work: _Work, llm: Any, profile: Profile) -> Iterator[AnswerEvent]:
+    """The agent, and where it ends without an answer one more call that has to give one."""
+    from docmind import agent as agents
+
+    has_grammar = routing.takes(profile, "grammar")
+    arguments = routing.call_arguments(profile)
+    agent = agents.make_agent(
+        llm, work.reading, _before(work, is_agent=True), arguments, has_grammar=has_grammar
+    )  # fmt: skip
+    found = _new_evidence(work)
+    observation = observation_text(found) if found else f"Observation: {tools.NOTHING_NEW}"
+    work_on = agents.work(agent, work.reading, work.asked, observation, work.stop)
+
+    async def opened() -> Any:
+        return work_on
+
+    yield from _receive(work, llm, profile, follow(opened, work.stop, llm.stop), _step_text)
+    if not work.raw and work.finished != "stopped" and not work.is_stopped:
+        if has_grammar:
+            arguments["grammar"] = ANSWER_GRAMMAR
+        yield from _call(work, llm, profile, agent.forced(), arguments, _forced_text)
+
+
+def _call(
+    work: _Work, llm: Any, profile: Profile, messages: Sequence[ChatMessage], arguments: dict[str, Any],
+    read: Callable[[str, bool], str],
+) -> Iterator[AnswerEvent]:  # fmt: skip
     """One call of the model, streamed."""
-    arguments: dict[str, Any] = {"max_tokens": profile.max_output_tokens}
-    for name in ("temperature", "top_p", "top_k"):
-        if getattr(profile, name) is not None:
-            arguments[name] = getattr(profile, name)
-    if profile.stop:
-        arguments["stop"] = list(profile.stop)
-    messages = direct_messages(work.question, evidence, profile.system_prompt)
     stream = follow(lambda: llm.astream_chat(messages, **arguments), work.stop, llm.stop)
-    is_enough = False
+    yield from _receive(work, llm, profile, stream, read)
+
+
+def _receive(
+    work: _Work, llm: Any, profile: Profile, stream: Generator[Any, None, None], read: Callable[[str, bool], str]
+) -> Iterator[AnswerEvent]:
+    """What comes from the model, until it has ended.
+
+    Args:
+        read: Gives the answer in what the model has written in a call, and whether that is all.
+    """
+    text, is_enough = "", False
     try:
-        for response in stream:
-            work.receipt = receipt = dict(response.raw or {})
+        for event in stream:
+            if isinstance(event, StepStarted | StepFinished):
+                yield event
+                continue
+            work.receipt = receipt = dict(event.raw or {})
+            work.model_calls += "finish_reason" in receipt
             phase = receipt.get("phase")
-            if phase in ("waiting", "loading", "reading"):
-                yield ModelWaiting(phase, receipt.get("ahead", 0), receipt.get("done", 0), receipt.get("total", 0))
-            if response.delta and not is_enough:
-                if work.first_token_seconds is None:
-                    work.first_token_seconds = round(time.monotonic() - work.started, 3)
-                work.raw += response.delta
-                spans = split_sentences(work.raw) if profile.max_sentences else []
-                if profile.max_sentences and len(spans) > profile.max_sentences:
-                    # Stopped, not closed: its last message has the figures of the call.
-                    is_enough = True
-                    work.raw = work.raw[: spans[profile.max_sentences - 1][1]]
-                    llm.stop()
-                yield from _show(work, "")
+            if phase in ("waiting", "loading", "reading", "thinking"):
+                yield ModelWaiting(
+                    cast("Phase", phase), receipt.get("ahead", 0), receipt.get("done", 0), receipt.get("total", 0)
+                )
+            if not event.delta or is_enough:
+                continue
+            text = event.message.content or ""
+            work.raw = read(text, False)
+            if work.raw and work.first_token_seconds is None:
+                work.first_token_seconds = round(time.monotonic() - work.started, 3)
+            spans = split_sentences(work.raw) if profile.max_sentences else []
+            if profile.max_sentences and len(spans) > profile.max_sentences:
+                # Stopped, not closed: its last message has the figures of the call.
+                is_enough = True
+                work.raw = work.raw[: spans[profile.max_sentences - 1][1]]
+                llm.stop()
+            yield from _show(work)
     finally:
         stream.close()
     if is_enough:
         work.receipt["finish_reason"] = "stop"
-    yield from _show(work, "", everything=True)
+    else:
+        work.raw = read(text, True)
+    work.finished, work.reason = _how_it_ended(work.receipt)
+    if work.raw and work.first_token_seconds is None:
+        work.first_token_seconds = round(time.monotonic() - work.started, 3)
+    yield from _show(work, everything=True)
 
 
-def _show(work: _Work, text: str, *, everything: bool = False) -> Iterator[TextDelta]:
+def _spoken(text: str, is_all: bool) -> str:
+    """A direct answer: all but thoughts."""
+    return without_thinking(text)
+
+
+def _step_text(text: str, is_all: bool) -> str:
+    """The answer in an agent's step; none in a call of a tool."""
+    return read_step(text).text if is_all else answer_so_far(text)
+
+
+def _forced_text(text: str, is_all: bool) -> str:
+    """The answer of a model that was told to answer: with or without the word in front."""
+    return read_step(text).text if is_all else answer_so_far(text)
+
+
+def _show(work: _Work, *, everything: bool = False) -> Iterator[TextDelta]:
     """What can be shown of the answer so far: a "[" that may become a mark is held back until it is decided."""
-    work.raw += text
     raw = work.raw
-    if not everything and not text:
+    if not everything:
         bracket = max(raw.rfind("["), raw.rfind("【"))
         if bracket >= 0 and len(raw) - bracket < 16:
             raw = raw[:bracket]
@@ -378,7 +480,7 @@ def _how_it_ended(receipt: dict[str, Any]) -> tuple[Finished, str | None]:
     """Completeness is proven by the finish reason, never assumed from a stream that ends."""
     reason = receipt.get("finish_reason")
     if reason == "stop":
-        return "complete", None
+        return "complete", "context_cut" if receipt.get("context_cut") else None
     if reason == "stopped":
         return "stopped", "stopped"
     return "cut", "cut_at_limit" if reason == "length" else "no_end_marker"
@@ -386,32 +488,36 @@ def _how_it_ended(receipt: dict[str, Any]) -> tuple[Finished, str | None]:
 
 def _finish(work: _Work) -> Answer | None:
     """Prove the sentences, close the run, keep the messages. None when there is nothing to show for it."""
-    library, profile, model, packed, receipt = work.library, work.profile, work.model, work.packed, work.receipt
+    library, profile, model, reading, receipt = work.library, work.profile, work.model, work.reading, work.receipt
     answer: Answer | None = None
     if profile is not None and model is not None and work.finished != "failed":
-        sentences, cited = cite(work.raw, packed.evidence if packed else (), question=work.question)
-        nearest = work.hits[:NEAREST] if work.refused or not cited else ()
-        window = receipt.get("context_window", model.context_window)
+        sentences, cited = cite(work.raw, reading.evidence, question=work.query)
+        nearest = reading.hits[:NEAREST] if work.refused or not cited else ()
         answer = Answer(
             text=strip_markers(work.raw),
+            asked=work.asked,
             finished=work.finished,
             reason=work.reason,
             not_in_documents=work.refused,
             sentences=tuple(sentences),
-            citations=tuple(_citation(citation, work.pages[citation.document_id, citation.page]) for citation in cited),
-            steps=tuple(work.steps),
-            nearest=tuple(_nearest(hit, work.question) for hit in nearest),
+            citations=tuple(
+                _citation(citation, reading.pages[citation.document_id, citation.page]) for citation in cited
+            ),
+            steps=tuple(reading.steps),
+            nearest=tuple(_nearest(hit, work.query) for hit in nearest),
+            fallbacks=tuple(work.fallbacks),
+            attempts=tuple(work.attempts),
             backend=profile.backend,
             model=model.name,
             profile=profile.name,
             run_id=work.run_id,
             chat_id=work.chat,
             context={
-                "window": model.context_window if packed is None else window,
-                "sent_tokens": receipt.get("prompt_tokens"),
+                "window": receipt.get("context_window", model.context_window),
+                "sent_tokens": receipt.get("counted_tokens", receipt.get("prompt_tokens")),
                 "counted_tokens": receipt.get("prompt_tokens"),
-                "parts": _parts(packed, receipt, profile) if packed else {},
-                "left_out": [as_json(left) for left in packed.left_out] if packed else [],
+                "parts": _parts(work, profile) if receipt else {},
+                "left_out": [as_json(left) for left in reading.left_out],
             },
             timings=_timings(work),
         )
@@ -434,24 +540,26 @@ def _finish(work: _Work) -> Answer | None:
 def _timings(work: _Work) -> dict[str, Any]:
     receipt = work.receipt
     return {
-        "retrieval_s": work.retrieval_seconds,
+        "retrieval_s": round(sum(step["seconds"] for step in work.reading.steps), 3) if work.reading.steps else None,
         "first_token_s": work.first_token_seconds,
         "total_s": round(time.monotonic() - work.started, 3),
         "prompt_tokens": receipt.get("prompt_tokens"),
         "answer_tokens": receipt.get("answer_tokens"),
         "tokens_per_second": receipt.get("tokens_per_second"),
+        "model_calls": work.model_calls,
     }
 
 
-def _parts(packed: Packed, receipt: Mapping[str, Any], profile: Profile) -> dict[str, int | None]:
+def _parts(work: _Work, profile: Profile) -> dict[str, int | None]:
     """What the window is used for, in tokens; `cached` of the prompt were read by an earlier call."""
-    prompt = receipt.get("prompt_tokens")
+    prompt, evidence, before = work.receipt.get("prompt_tokens"), work.reading.evidence_tokens, work.before.tokens
     return {
-        "instructions_and_question": None if prompt is None else prompt - packed.tokens,
-        "evidence": packed.tokens,
-        "evidence_budget": packed.budget_tokens,
+        "instructions_and_question": None if prompt is None else max(prompt - evidence - before, 0),
+        "conversation": before,
+        "evidence": evidence,
+        "evidence_budget": work.reading.budget_tokens,
         "answer_limit": profile.max_output_tokens,
-        "cached": receipt.get("cached_tokens"),
+        "cached": work.receipt.get("cached_tokens"),
     }
 
 
@@ -475,43 +583,3 @@ def _nearest(hit: Hit, question: str) -> dict[str, Any]:
         "document_id": hit.document_id, "document": hit.document, "page": hit.page, "start": hit.start + start,
         "end": hit.start + end, "text": hit.text[start:end], "score": hit.score,
     }  # fmt: skip
-
-
-# Choosing the model -----------------------------------------------------------------------------------------------
-
-
-def _chosen(config: Config, profile: str | None, backend: str | None, model: str | None) -> Profile:
-    """The named profile, with another backend or model in its place where one is named.
-
-    A model named without a profile gets the settings any model gets: the starter's are made for a very small one.
-    """
-    found = find_profile(config, profile)
-    if (backend or found.backend, model or found.model) == (found.backend, found.model):
-        return found
-    if backend is not None and backend != found.backend and model is None:
-        raise ProfileError(
-            f"Which model of {backend}?", "Name it with --model; `docmind backends` lists them.", reason="model_missing"
-        )
-    same = (backend or found.backend) == found.backend
-    settings = found if profile is not None else Profile("", found.backend, found.model)
-    return replace(
-        settings, name="", backend=backend or found.backend, model=model or found.model,
-        options=settings.options if same else {},
-    )  # fmt: skip
-
-
-def _find_model(library: Library, profile: Profile) -> ModelInfo:
-    """The model the profile names, checked to be there without loading anything."""
-    models = find_backend(profile.backend).models(library.config)
-    for info in models:
-        if info.name == profile.model:
-            return info
-    there = ", ".join(info.name for info in models) or "none"
-    raise ModelNotFound(f"{profile.backend} has no model '{profile.model}'.", f"There are: {there}.")
-
-
-def _options(profile: Profile) -> dict[str, Any]:
-    options = dict(profile.options)
-    if profile.context_window is not None:
-        options["context_window"] = profile.context_window
-    return options

@@ -88,6 +88,7 @@ def finish(library: Library, message_id: int, answer: Answer, error: DocMindErro
     """Keep an answer's end: text, sentences, quotes, figures, and the error that cut it; one transaction."""
     details = {
         "reason": answer.reason, "not_in_documents": answer.not_in_documents, "steps": answer.steps,
+        "asked": answer.asked, "fallbacks": answer.fallbacks, "attempts": answer.attempts,
         "backend": answer.backend, "model": answer.model, "profile": answer.profile,
         "context": answer.context, "timings": answer.timings,
         # Where they are, not what they say: that goes with the document.

@@ -38,9 +38,11 @@ class Profile:
     top_p: float | None = None
     top_k: int | None = None
     max_output_tokens: int = 512
+    history_tokens: int = 8_192  # of the conversation before, at most; 0: each question stands by itself
     max_sentences: int | None = None  # the model is stopped after so many: a very small one rambles
     stop: tuple[str, ...] = ()
     system_prompt: str = ""  # "": the one of docmind.prompts
+    fallbacks: tuple[str, ...] = (DEFAULT,)  # profiles that go on when this one's model cannot
     options: dict[str, Any] = field(default_factory=dict)  # the backend's own
     source: Literal["shipped", "user"] = "shipped"
 

@@ -9,9 +9,10 @@ import pytest
 
 import docmind
 from docmind import store
-from docmind.answer import Answer, ModelWaiting, StepFinished, StepStarted, TextDelta, ask
+from docmind.answer import Answer, ask
 from docmind.backends import backend
 from docmind.errors import BackendUnavailable, DocMindError, DocumentNotFound, ModelNotFound, ProfileError
+from docmind.events import ModelWaiting, StepFinished, StepStarted, TextDelta
 
 QUESTION = "How many containers did the harbour of Ellmere handle in 2023?"
 

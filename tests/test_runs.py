@@ -9,7 +9,8 @@ import time
 import pytest
 
 from docmind import chats, runs
-from docmind.answer import Answer, StepStarted, TextDelta
+from docmind.answer import Answer
+from docmind.events import StepStarted, TextDelta
 from docmind.backends import backend
 from docmind.ingest import FileFinished, FileStarted, Summary
 from docmind.store import reading
@@ -130,7 +131,7 @@ def test_a_failed_run_says_why_and_keeps_the_question(library):
 
 def test_an_error_of_the_program_itself_ends_the_run(library, monkeypatch):
     """Nobody waits for ever, and the log has the rest."""
-    monkeypatch.setattr("docmind.answer.find_profile", lambda *_: 1 / 0)
+    monkeypatch.setattr("docmind.routing.find_profile", lambda *_: 1 / 0)
     seen = []
     monkeypatch.setattr(threading, "excepthook", seen.append)
     run = runs.start_answer(library, "Anything?", chat_id="c1")

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 REGISTRY: dict[str, str] = {
     "llama.cpp": "docmind.backends.llama_cpp",
+    "ollama": "docmind.backends.ollama",
 }
+
+# Architectures of models that turn text into vectors, or pictures into tokens; they cannot answer.
+NOT_WRITING = frozenset(
+    {"bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "modern-bert", "clip", "gemma-embedding"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ class Option:
     minimum: float | None = None
     maximum: float | None = None
     per_call: bool = False  # may also be given with a single call; the others shape how the model is loaded
+    choices: tuple[str, ...] = ()  # of a text, the only ones there are
 
 
 class Backend(Protocol):
@@ -74,12 +81,16 @@ class Backend(Protocol):
     LABEL: str
     OPTIONS: tuple[Option, ...]
 
-    def detect(self, config: Config) -> Detection:
-        """Whether the backend is there, with its models; never raises for an absence."""
+    def detect(self, config: Config, options: Mapping[str, Any] | None = None) -> Detection:
+        """Whether the backend is there, with its models; never raises for an absence.
+
+        Args:
+            options: As for `build`; one that says where the backend is (`url`) is heeded, the others do not matter.
+        """
         ...
 
-    def models(self, config: Config) -> tuple[ModelInfo, ...]:
-        """The models it can run."""
+    def models(self, config: Config, options: Mapping[str, Any] | None = None) -> tuple[ModelInfo, ...]:
+        """The models it can run; none where it is not there."""
         ...
 
     def build(self, config: Config, model: str, options: Mapping[str, Any] | None = None) -> LLM:
@@ -126,6 +137,8 @@ def _checked_value(option: Option, value: Any) -> Any:
     fits = type(value) is option.kind or (isinstance(value, option.kind) and not isinstance(value, bool))
     if fits and option.kind is list:
         fits = all(isinstance(part, str) and part for part in value)
+    if fits and option.choices:
+        fits = value in option.choices
     if fits and option.kind in (int, float):
         # Written so that NaN, which compares false with everything, does not pass.
         fits = (option.minimum is None or value >= option.minimum) and (
@@ -141,6 +154,8 @@ def _checked_value(option: Option, value: Any) -> Any:
 
 def _accepted(option: Option) -> str:
     """What an option accepts, in words."""
+    if option.choices:
+        return "one of " + ", ".join(option.choices)
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list of texts"}
     text = words.get(option.kind, option.kind.__name__)
     if option.minimum is not None and option.maximum is not None:

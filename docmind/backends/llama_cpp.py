@@ -37,7 +37,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from docmind.backends import Detection, ModelInfo, Option, checked_options
+from docmind.backends import NOT_WRITING, Detection, ModelInfo, Option, checked_options
 from docmind.backends.gguf_header import GgufHeader, read_header
 from docmind.backends.llama_cpp_child import lacks_memory
 from docmind.errors import (
@@ -96,17 +96,13 @@ _TEMPLATE_SECONDS = 10.0  # for the chat template and tokens of one call; millis
 _LOAD_STALL_SECONDS = 180.0  # without progress while loading
 _CRASHES_BEFORE_PAUSE, _PAUSE_SECONDS = 3, 30.0
 _STDERR_LINES = 60
-# Models that turn text into vectors, or pictures into tokens; they cannot answer.
-_NOT_WRITING = frozenset(
-    {"bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "modern-bert", "clip", "gemma-embedding"}
-)
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 
 # Finding models -------------------------------------------------------------------------------------------------------
 
 
-def detect(config: Config) -> Detection:
+def detect(config: Config, options: Mapping[str, Any] | None = None) -> Detection:
     """Whether llama-cpp-python is installed, and its models. Does not load the native library."""
     found = models(config)
     try:
@@ -119,7 +115,7 @@ def detect(config: Config) -> Detection:
     return Detection("llama.cpp", LABEL, True, None, None, None, version, found)
 
 
-def models(config: Config) -> tuple[ModelInfo, ...]:
+def models(config: Config, options: Mapping[str, Any] | None = None) -> tuple[ModelInfo, ...]:
     """The bundled starter and every GGUF in the model folders and one level below, by name.
 
     A file that cannot be used is listed with its `reason`: `model_damaged`, `unreadable`, or `no_text_generation`.
@@ -174,7 +170,7 @@ def _info(name: str, path: Path) -> ModelInfo:
         return ModelInfo(name, None, None, None, False, path, "model_damaged")
     except OSError:
         return ModelInfo(name, None, None, None, False, path, "unreadable")
-    reason = "no_text_generation" if header.architecture in _NOT_WRITING else None
+    reason = "no_text_generation" if header.architecture in NOT_WRITING else None
     return ModelInfo(name, header.context_window, size, header.quantization, _is_loaded(path), path, reason)
 
 
@@ -256,7 +252,7 @@ def _usable(path: Path) -> GgufHeader:
             f"The model file {path.name} cannot be read: {error.strerror}.", "Check its permissions.",
             reason="unreadable",
         ) from error  # fmt: skip
-    if header.architecture in _NOT_WRITING:
+    if header.architecture in NOT_WRITING:
         raise ModelDamaged(
             f"{path.name} is a model for {header.architecture} vectors, it cannot answer.", "Choose another model.",
             reason="no_text_generation",
@@ -423,7 +419,7 @@ class Child:
         call.put({"phase": "loading", "finish_reason": "loaded", **process.ready})
 
     def stop(self, call: Call) -> None:
-        """End a call, in whatever phase, within a second. Does nothing when it has ended."""
+        """End a call, in whatever phase, within a second. Does nothing when it has ended. Returns at once."""
         with self._lock:
             if call.is_ended or call.is_stopped:
                 return
@@ -442,7 +438,7 @@ class Child:
             if is_loading:
                 process.pending.pop(call.id)
                 self._finish(call, {"phase": "loading", "finish_reason": "stopped"})
-        process.write({"id": call.id, "do": "stop"})
+        _in_thread(process.write, {"id": call.id, "do": "stop"})  # the pipe could be full
         if not is_loading:
             process.arm(_STOP_SECONDS, _stopped)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from docmind import embed
-from docmind.answer import ModelWaiting, StepFinished, StepStarted, TextDelta
 from docmind.errors import DocMindError, DocumentNotFound
+from docmind.events import FellBack, ModelWaiting, StepFinished, StepStarted, TextDelta
 from docmind.parse.boxes import boxes_for
 from pages.parts.frame import show_error
 from pages.parts.safe import answer as inert

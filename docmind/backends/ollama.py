@@ -1,0 +1,397 @@
+"""The Ollama backend: models that an Ollama server runs, on this machine or another.
+
+This file finds the server and its models and speaks neither LlamaIndex nor Ollama's Python client: it is imported to
+draw a list. `ollama_llm.py` is the model itself.
+
+*Limitations*
+
+- Text in, text out: no images, no function calling; messages of a tool are given to the model as the person's.
+- The address comes from the option `url` or from OLLAMA_HOST; a server on another machine gets the questions and the
+  passages in plain text unless the address begins with https.
+- Models that Ollama itself passes on to ollama.com ("cloud" models) are refused unless the option `allow_cloud` is set.
+- No grammars: Ollama has none for its callers.
+- Tokens are estimated before sending, Ollama has no call that counts; see `ollama_llm.OllamaLLM`.
+- Another model or another `context_window` makes Ollama load anew; how many stay in memory is the server's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from docmind.backends import NOT_WRITING, Detection, ModelInfo, Option, checked_options
+from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import httpx
+    from llama_index.core.llms import LLM
+
+    from docmind.config import Config
+
+LABEL = "Ollama"
+INSTALL = 'pip install "ollama>=0.6.3,<0.7"'
+PULL = "ollama pull qwen3:4b"
+START = f"Start Ollama, or install it from https://ollama.com/download, then run: {PULL}"
+
+OPTIONS: tuple[Option, ...] = (
+    Option("url", str, None, "address", "Where Ollama listens; by default what OLLAMA_HOST says, else "
+           "http://127.0.0.1:11434."),
+    Option("context_window", int, None, "tokens", "What the model can read and write in one call; by default what it "
+           "was trained for, at most 8,192. More takes more memory.", 256, 1 << 20),
+    Option("keep_alive", str, "5m", "duration", "How long Ollama keeps the model in memory after an answer: 30s, 5m, "
+           "2h, 0 for not at all, -1 for ever."),
+    Option("gpu_layers", int, None, "layers", "Layers kept on the GPU; by default as many as Ollama finds room for.",
+           0, 1000),
+    Option("allow_cloud", bool, False, "", "Also use models that Ollama passes on to ollama.com: questions and "
+           "passages then leave this machine."),
+    Option("max_tokens", int, 512, "tokens", "The longest answer, a thinking model's thoughts included.", 1, 1 << 20,
+           per_call=True),
+    Option("thinking", str, None, "", "Whether a thinking model thinks before it answers, or how much; by default as "
+           "the model does.", per_call=True, choices=("off", "on", "low", "medium", "high")),
+    Option("temperature", float, 0.1, "", "0 always takes the likeliest word; higher is more varied.", 0, 5,
+           per_call=True),
+    Option("top_p", float, None, "", "Words are taken from the likeliest that together reach this share; by default "
+           "as the model's maker says.", 0, 1, per_call=True),
+    Option("top_k", int, None, "words", "Words are taken from so many of the likeliest; by default as the model's "
+           "maker says.", 0, 1 << 20, per_call=True),
+    Option("min_p", float, None, "", "Words less likely than this share of the likeliest are left out; by default as "
+           "the model's maker says.", 0, 1, per_call=True),
+    Option("repeat_penalty", float, 1.0, "", "Above 1 the model repeats itself less, and quotes less exactly.", 0.1, 5,
+           per_call=True),
+    Option("seed", int, None, "", "The same number repeats an answer, but for rounding; by default a new one.", 0,
+           (1 << 31) - 1, per_call=True),
+    Option("stop", list, None, "texts", "The answer ends in front of any of these.", per_call=True),
+    Option("first_token_seconds", float, 300.0, "seconds", "The longest wait for the first word; loading a large model "
+           "takes minutes.", 1, 86_400, per_call=True),
+    Option("idle_seconds", float, 60.0, "seconds", "The longest wait between two words.", 1, 86_400, per_call=True),
+    Option("total_seconds", float, None, "seconds", "The longest answer in time; by default without limit.", 1, 86_400,
+           per_call=True),
+)  # fmt: skip
+
+CALL_OPTIONS = tuple(option for option in OPTIONS if option.per_call)
+
+DEFAULT_WINDOW = 8192  # tokens; more is a choice, for its memory
+UNKNOWN_WINDOW = 4096  # tokens, for a model that does not say
+CONNECT_SECONDS = 0.8  # a server that is there accepts in milliseconds, also across a house
+LISTING_SECONDS = 5.0  # for everything that is asked before a first call
+# Older ones give away what is in their memory to anyone who can reach them (CVE-2026-7482).
+OLDEST_VERSION = (0, 17, 1)
+_SHOWN_AT_ONCE = 16  # requests about single models beside each other
+_NAME = re.compile(r"[\w.\-:/@+]{1,200}")
+_DURATION = re.compile(r"-?\d+(\.\d+)?(ns|us|ms|s|m|h)?([\d.]+(ns|us|ms|s|m|h))*")
+
+
+# Where it is ----------------------------------------------------------------------------------------------------------
+
+
+def address(given: str | None = None) -> str:
+    """The server's address: what was given, else OLLAMA_HOST as Ollama reads it, else the usual one.
+
+    OLLAMA_HOST may be a host, host:port or a URL. 0.0.0.0 and [::] are what a server listens on; asking it means this
+    machine. Without a scheme the port is 11434, with one it is the scheme's.
+    Source: envconfig.Host in https://github.com/ollama/ollama/blob/main/envconfig/config.go
+
+    Raises:
+        BackendError: It is no address (`invalid_option`).
+    """
+    said = (given or os.environ.get("OLLAMA_HOST") or "").strip().strip("\"'")
+    scheme, separator, rest = said.partition("://")
+    if not separator:
+        scheme, rest = "http", said
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port that is no number, or an open bracket
+        host, port, parts = None, None, urlsplit("")
+    if scheme not in ("http", "https") or (rest and host is None and not rest.startswith(":")):
+        raise BackendError(
+            f"'{said[:200]}' is no address.", "Write it as http://127.0.0.1:11434.", reason="invalid_option"
+        )
+    usual = {"http": 80, "https": 443}[scheme] if separator else 11434
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host or "", host or "127.0.0.1")
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}:{port or usual}{parts.path.rstrip('/')}"
+
+
+# What is there --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a server says about itself."""
+
+    version: str | None
+    models: tuple[ModelInfo, ...]
+    loaded_windows: dict[str, int | None]  # of the models in memory, in tokens
+
+
+def detect(config: Config, options: Mapping[str, Any] | None = None) -> Detection:
+    """Whether the server is there, with its models. Loads no client library; never raises for an absence."""
+    url = (options or {}).get("url")
+    try:
+        url = address(url)
+        listing = _listing(url)
+    except BackendError as absence:
+        return Detection("ollama", LABEL, False, absence.reason, absence.hint, url, None, ())
+    reason, hint = None, _outdated(listing.version)
+    if importlib.util.find_spec("ollama") is None:
+        reason, hint = "not_installed", f"Run: {INSTALL}"
+    elif not any(model.reason is None for model in listing.models):
+        reason, hint = "no_model", f"Run: {PULL}"
+    return Detection("ollama", LABEL, reason is None, reason, hint, url, listing.version, listing.models)
+
+
+def models(config: Config, options: Mapping[str, Any] | None = None) -> tuple[ModelInfo, ...]:
+    """The models of the server, by name; none when it is not there.
+
+    One that cannot answer is listed with its `reason`: `no_text_generation`, or `cloud_model`.
+    """
+    return detect(config, options).models
+
+
+def _outdated(version: str | None) -> str | None:
+    """A warning about a server that is too old, or None."""
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version or "")
+    if found is None or tuple(map(int, found.groups())) >= OLDEST_VERSION:
+        return None
+    oldest = ".".join(map(str, OLDEST_VERSION))
+    return f"Ollama {version} has a known security fault: update it to {oldest} or newer, https://ollama.com/download"
+
+
+def _listing(url: str, only: str | None = None) -> Listing:
+    """What the server says, within a few seconds.
+
+    Args:
+        only: The one model that is asked about in detail; None: all of them.
+
+    Raises:
+        BackendError: It is not there, or does not answer as Ollama does.
+    """
+    from docmind.backends.careful_http import unreachable, wait_for
+
+    async def ask() -> Listing:
+        try:
+            async with asyncio.timeout(LISTING_SECONDS):
+                return await _ask_listing(url, only)
+        except TimeoutError as error:
+            raise unreachable(url) from error
+
+    try:
+        return wait_for(ask())
+    except BackendUnavailable as absence:
+        raise BackendUnavailable(str(absence), START) from absence
+
+
+async def _ask_listing(url: str, only: str | None) -> Listing:
+    """Version, models and what is in memory, beside each other; then each model's window."""
+    import httpx
+
+    from docmind.backends.careful_http import HEADERS, clean, client_settings
+
+    headers = HEADERS | key_header(url)
+    async with httpx.AsyncClient(base_url=url, headers=headers, **client_settings(url, CONNECT_SECONDS)) as client:
+        told, tags, running = await asyncio.gather(
+            _get(client, "/api/version"), _get(client, "/api/tags"), _get(client, "/api/ps")
+        )
+        loaded = loaded_windows(running)
+        found = [info for entry in _entries(tags) if (info := _info(entry, loaded)) is not None]
+        at_once = asyncio.Semaphore(_SHOWN_AT_ONCE)
+        detailed = await asyncio.gather(
+            *(_detailed(client, at_once, info) if only in (None, *names(info.name)) else _same(info) for info in found)
+        )
+    version = clean(told.get("version"))[:40]
+    return Listing(version or None, tuple(sorted(detailed, key=lambda info: info.name)), loaded)
+
+
+def loaded_windows(running: dict[str, Any]) -> dict[str, int | None]:
+    """The models that /api/ps lists, with the window each was loaded with."""
+    from docmind.backends.careful_http import clean, count
+
+    return {
+        clean(entry.get("model") or entry.get("name")): count(entry.get("context_length"))
+        for entry in _entries(running)
+    }
+
+
+def _entries(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of a listing that are any."""
+    entries = answer.get("models")
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _info(entry: dict[str, Any], loaded: Mapping[str, int | None]) -> ModelInfo | None:
+    """A model as /api/tags lists it; None for a name that no model has."""
+    from docmind.backends.careful_http import clean, count, plain
+
+    name = clean(entry.get("model") or entry.get("name"))
+    if not _NAME.fullmatch(name):
+        return None
+    details = entry.get("details")
+    quantization = plain(clean(details.get("quantization_level")))[:20] if isinstance(details, dict) else ""
+    reason = "cloud_model" if entry.get("remote_host") or entry.get("remote_model") else None
+    return ModelInfo(name, None, count(entry.get("size")), quantization or None, name in loaded, reason=reason)
+
+
+async def _detailed(client: httpx.AsyncClient, at_once: asyncio.Semaphore, info: ModelInfo) -> ModelInfo:
+    """The same with its window, and whether it writes; as it was where the server does not say."""
+    from docmind.backends.careful_http import clean, count
+
+    shown: dict[str, Any] = {}
+    with contextlib.suppress(BackendError):  # of one odd model; the others are still listed
+        async with at_once:
+            shown = await _get(client, "/api/show", {"model": info.name})
+    about = shown.get("model_info")
+    about = about if isinstance(about, dict) else {}
+    architecture = clean(about.get("general.architecture"))
+    abilities = shown.get("capabilities")
+    is_writing = "completion" in abilities if isinstance(abilities, list) else architecture not in NOT_WRITING
+    return replace(
+        info,
+        context_window=count(about.get(f"{architecture}.context_length")) or None,
+        reason=info.reason if is_writing else "no_text_generation",
+    )
+
+
+async def _same(info: ModelInfo) -> ModelInfo:
+    return info
+
+
+async def _get(client: httpx.AsyncClient, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the server answers; a body makes it a POST.
+
+    Raises:
+        BackendError: It does not answer, or not as Ollama does.
+    """
+    from docmind.backends.careful_http import fetch
+
+    status, answer = await fetch(client, "GET" if body is None else "POST", path, body)
+    if status >= 400:
+        raise refusal(status, str(answer.get("error")), str(client.base_url))
+    return answer
+
+
+def names(name: str) -> tuple[str, str]:
+    """The names one model goes by: "qwen3" is "qwen3:latest"."""
+    return name, name.removesuffix(":latest")
+
+
+def key_header(url: str) -> dict[str, str]:
+    """OLLAMA_API_KEY for a server that may have it: one reached by https, on another machine.
+
+    Ollama's own client sends it to any address; over http it could be read on the way, and a server on this machine
+    needs none.
+    """
+    from docmind.backends.careful_http import is_on_this_machine
+
+    key = os.environ.get("OLLAMA_API_KEY", "").strip()
+    is_meant = bool(key) and key.isascii() and url.startswith("https:") and not is_on_this_machine(url)
+    return {"Authorization": f"Bearer {key}"} if is_meant else {}
+
+
+def refusal(status: int, text: str, url: str) -> BackendError:
+    """The error for what the server refused, by its status and its own words."""
+    from docmind.backends.careful_http import plain
+
+    said, words = plain(text), text.lower()
+    if status in (401, 403):
+        return BackendError(
+            f"{url} refuses us (HTTP {status}).",
+            "Set OLLAMA_API_KEY to a valid key; it is sent over https only. Or give another `url`.",
+            reason="key_rejected",
+        )
+    if status == 429:
+        return BackendError("Ollama is asked too often (HTTP 429).", "Wait a moment.", reason="rate_limited")
+    if "exceed" in words and "context" in words:
+        return ContextTooLong(
+            f"The question and its evidence do not fit: {said}", "Ask with less text, or raise `context_window`."
+        )
+    if any(sign in words for sign in ("out of memory", "requires more system memory", "cudamalloc", "unable to alloc")):
+        return BackendError(
+            f"The model does not fit the memory: {said}", "Choose a smaller model, or lower `context_window`.",
+            reason="out_of_memory",
+        )  # fmt: skip
+    if "does not support thinking" in words:
+        return BackendError(said, "Leave out the option `thinking`, or set it to off.", reason="unsupported")
+    if words.lstrip().startswith("<") or (status == 404 and "model" not in words):
+        return BackendError(
+            f"{url} does not answer as Ollama does (HTTP {status}): {said}",
+            "Check the address in OLLAMA_HOST or `url`; a proxy may have answered.",
+            reason="bad_response",
+        )
+    return BackendError(f"Ollama failed: {said}", "Try again; `ollama ps` and Ollama's log say more.")
+
+
+# Building -------------------------------------------------------------------------------------------------------------
+
+
+def build(config: Config, model: str, options: Mapping[str, Any] | None = None) -> LLM:
+    """A LlamaIndex model for one of the server's models. Nothing is loaded before `start`, `warm_up` or the first call.
+
+    Args:
+        config: Not used; the models are the server's.
+        model: A name from `models`, ":latest" may be left out.
+        options: Values for names in `OPTIONS`; those of a call become its defaults.
+
+    Raises:
+        BackendUnavailable: The server is not there, or the Python package is missing.
+        ModelNotFound: The server has no such model.
+        BackendError: An option is unknown or out of range, or the model cannot answer.
+    """
+    given = checked_options(OPTIONS, options or {})
+    keep_alive = str(given.get("keep_alive", "5m"))
+    if not _DURATION.fullmatch(keep_alive):
+        raise BackendError(
+            f"'{keep_alive[:40]}' is no value for 'keep_alive'.", "It takes 30s, 5m, 2h, 0 or -1.",
+            reason="invalid_option",
+        )  # fmt: skip
+    url = address(given.get("url"))
+    if importlib.util.find_spec("ollama") is None:
+        raise BackendUnavailable("Ollama's Python package is missing.", f"Run: {INSTALL}", reason="not_installed")
+    listing = _listing(url, model)
+    info = next((info for info in listing.models if model in names(info.name)), None)
+    if info is None:
+        raise not_found(model, listing)
+    if info.reason == "no_text_generation":
+        raise BackendError(f"{info.name} makes no text.", "Choose another model.", reason=info.reason)
+    if info.reason == "cloud_model" and not given.get("allow_cloud"):
+        raise BackendError(
+            f"{info.name} runs on ollama.com, not on this machine.",
+            "Choose another model, or allow it with the option `allow_cloud`.",
+            reason=info.reason,
+        )
+    trained = info.context_window or given.get("context_window", UNKNOWN_WINDOW)
+    window = max(256, min(trained, given.get("context_window", DEFAULT_WINDOW)))
+    # The class is made on first use, so that importing this module does not import LlamaIndex.
+    from docmind.backends.ollama_llm import OllamaLLM
+
+    return OllamaLLM(
+        name=info.name,
+        context_window=window,
+        defaults={option.name: given.get(option.name, option.default) for option in CALL_OPTIONS},
+        url=url,
+        keep_alive=keep_alive,
+        gpu_layers=given.get("gpu_layers"),
+        version=listing.version,
+    ).knowing(listing.loaded_windows)
+
+
+def not_found(model: str, listing: Listing) -> ModelNotFound:
+    """The error that names the models there are."""
+    there = ", ".join(info.name for info in listing.models if info.reason is None) or "none"
+    return ModelNotFound(f"Ollama has no model '{model}'.", f"There are: {there}. Or run: ollama pull {model}")
+
+
+async def ask_not_found(url: str, model: str) -> ModelNotFound:
+    """The same, for a model that has vanished since."""
+    with contextlib.suppress(BackendError, TimeoutError):
+        async with asyncio.timeout(LISTING_SECONDS):
+            return not_found(model, await _ask_listing(url, model))
+    return not_found(model, Listing(None, (), {}))

@@ -1,0 +1,105 @@
+"""A follow-up question → a question that can be searched by itself. Rules, no model: it costs no call and no second.
+
+"And the year before?" finds nothing; "What did the repairs cost in 2022?" does. Rules can only put in what was asked
+before: a question that is taken for a follow-up and is none is searched with a few words too many.
+
+Limitations: English, like the search. What a pronoun means is not resolved; the earlier question goes along instead.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from docmind.search import STOP_WORDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_OWN_WORDS: Final = 8  # a question with more words of its own says by itself what it asks for
+_WORD: Final = re.compile(r"[\w'’-]+")
+_YEAR: Final = re.compile(r"\b(1[89]\d\d|20\d\d)\b")
+# Begins like something that goes on.
+_GOES_ON: Final = re.compile(
+    r"^(and|but|or|so|also|then|plus|what about|how about|what else|anything else|why|since when|in which|"
+    r"compared|instead|same)\b",
+    re.IGNORECASE,
+)
+_ASKS_WHY: Final = re.compile(r"^(why|in which|since when|so)\b", re.IGNORECASE)
+# Points at something that was named before.
+_POINTS_BACK: Final = re.compile(
+    r"\b(it|its|itself|they|them|their|theirs|he|him|his|she|her|hers|this|that|these|those|there|"
+    r"the same|the former|the latter|the other|the others|another one|each of them|both|ones?)\b",
+    re.IGNORECASE,
+)
+# These point at nothing: "Is it true that …", "Which bees are there …", "How long does it take to …".
+_POINTS_NOWHERE: Final = re.compile(
+    r"\b(is it (true|possible)( that)?|does it take|did it take|is there|are there|was there|were there|"
+    r"(true|said|say|says|stated?|claims?) that|one of|(no|any|some|every)one|\w+ (that|who) )",
+    re.IGNORECASE,
+)
+_YEAR_BEFORE: Final = re.compile(
+    r"\b(the |in the )?(year before( that)?|previous year|prior year|preceding year|year earlier|last year)\b",
+    re.IGNORECASE,
+)
+_YEAR_AFTER: Final = re.compile(
+    r"\b(the |in the )?(year after( that)?|next year|following year|year later)\b", re.IGNORECASE
+)
+_EMPTY: Final = frozenset(
+    "and but or so also then plus about how what else why same instead please tell me compared anything ones".split()
+)
+
+
+def standalone(question: str, earlier: Sequence[str]) -> str:
+    """The question to search for.
+
+    Args:
+        earlier: The questions asked before in the chat as they were searched for, oldest first.
+
+    Returns:
+        The question itself when it says by itself what it asks for; else one that holds what it refers to.
+    """
+    question = question.strip()
+    before = next((text.strip() for text in reversed(earlier) if text.strip()), "")
+    if not before or not _is_follow_up(question):
+        return question
+    year = _year_meant(question, before)
+    if year is not None and not _own_words(_YEAR.sub(" ", _YEAR_BEFORE.sub(" ", _YEAR_AFTER.sub(" ", question)))):
+        # Only the year changes: the same question about another year, without the old one that would be found instead.
+        return _YEAR.sub(year, before) if _YEAR.search(before) else f"{before.rstrip(' ?.!')} in {year}?"
+    if year is not None:
+        before = _YEAR.sub(year, before)
+        question = _YEAR_AFTER.sub(year, _YEAR_BEFORE.sub(year, question))
+    return f"{before} {question}"
+
+
+def _is_follow_up(question: str) -> bool:
+    own = _own_words(question)
+    if len(own) > MAX_OWN_WORDS:
+        return False
+    if _GOES_ON.search(question) or _YEAR_BEFORE.search(question) or _YEAR_AFTER.search(question):
+        # "Why do bees swarm?" goes on with nothing: it names what it asks for.
+        return not own or not _ASKS_WHY.search(question) or bool(_POINTS_BACK.search(question))
+    if _POINTS_BACK.search(_POINTS_NOWHERE.sub(" ", question)):
+        return True
+    return len(own) <= 1 and not any(word[0].isupper() for word in _WORD.findall(question)[1:])
+
+
+def _own_words(question: str) -> list[str]:
+    """The words that say what is asked for."""
+    return [word for word in _WORD.findall(question.lower()) if word not in STOP_WORDS and word not in _EMPTY]
+
+
+def _year_meant(question: str, before: str) -> str | None:
+    """The year a follow-up names, or means relative to the one asked about before."""
+    named = _YEAR.findall(question)
+    if named:
+        return str(named[0])
+    asked = _YEAR.findall(before)
+    if not asked:
+        return None
+    if _YEAR_BEFORE.search(question):
+        return str(int(asked[-1]) - 1)
+    if _YEAR_AFTER.search(question):
+        return str(int(asked[-1]) + 1)
+    return None
