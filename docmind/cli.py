@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from docmind.config import Config, load_config
 from docmind.errors import DocMindError
+from docmind.wording import counted, step_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,14 +232,10 @@ def _add(arguments: argparse.Namespace) -> int:
     return 0 if achieved else 1
 
 
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
 def _print_file(result: FileResult) -> None:
     line = f"{result.status:9} {_one_line(Path(result.path).name)}"
     if result.pages is not None:
-        line += f" · {_count(result.pages, 'page')}"
+        line += f" · {counted(result.pages, 'page')}"
         if result.pages_without_text:
             line += f", {result.pages_without_text} without text"
         line += f" · {result.seconds:.1f} s"
@@ -263,7 +260,7 @@ def _documents(arguments: argparse.Namespace) -> int:
 
 
 def _document_line(document: Document) -> str:
-    parts = [_count(document.pages, "page"), document.state]
+    parts = [counted(document.pages, "page"), document.state]
     if document.collections:
         parts.append(", ".join(document.collections))
     return f"{document.document_id}  {_one_line(document.name)} · {' · '.join(parts)}"
@@ -307,6 +304,7 @@ def _search(arguments: argparse.Namespace) -> int:
 
 def _ask(arguments: argparse.Namespace) -> int:
     from docmind import answer as answers
+    from docmind.events import FellBack, ModelWaiting, StepFinished, StepStarted, TextDelta
 
     library = _library(arguments)
     answer: Answer | None = None
@@ -319,24 +317,30 @@ def _ask(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
         for event in events:
             match event:
-                case answers.StepStarted(_, question):
-                    _status(f"Searching “{question}” …")
-                case answers.StepFinished(_, question, hits, documents, seconds):
+                case StepStarted(tool, asked):
+                    _status(f"{'Searching' if tool == 'search_documents' else 'Reading'} “{asked}” …")
+                case StepFinished(tool, asked, hits, documents, seconds):
                     _status("")
-                    found = f"{_count(hits, 'passage')} in {_count(documents, 'document')}"
-                    line = f"Searched “{question}”: {found} · {seconds:.1f} s"
                     if arguments.json:
-                        _print_json({"step": {"tool": event.tool, "input": question, "hits": hits, "seconds": seconds}})
+                        _print_json({"step": {"tool": tool, "input": asked, "hits": hits, "seconds": seconds}})
                     else:
-                        _print(line, file=sys.stderr)
-                case answers.ModelWaiting(phase, ahead, done, total):
+                        _print(step_line(tool, asked, hits, documents, seconds), file=sys.stderr)
+                case FellBack(before, after, reason, message, text):
+                    _status("")
+                    if arguments.json:
+                        _print_json({"fallback": {"from": before, "to": after, "reason": reason, "attempt": text}})
+                    else:
+                        _print("\n" * bool(text) + f"{before} could not go on: {message} {after} answers instead.\n",
+                               file=sys.stderr)  # fmt: skip
+                case ModelWaiting(phase, ahead, done, total):
                     words = {
                         "waiting": f"{ahead} before you",
                         "loading": "Loading the model …",
-                        "reading": f"Reading {done} of {total} tokens",
+                        "reading": f"Reading {done} of {total} tokens" if total else "Reading …",
+                        "thinking": "Thinking …",
                     }
                     _status(words[phase])
-                case answers.TextDelta(text):
+                case TextDelta(text):
                     _status("")
                     if arguments.json:
                         _print_json({"delta": text})
@@ -392,7 +396,7 @@ def _print_proof(answer: Answer) -> None:
         figures.append(f"{timings['prompt_tokens']:,}/{answer.context['window']:,} tokens read")
     left_out = answer.context.get("left_out")
     if left_out:
-        figures.append(f"{_count(len(left_out), 'passage')} left out")
+        figures.append(f"{counted(len(left_out), 'passage')} left out")
     _print("\n" + " · ".join(figures), file=sys.stderr)
 
 

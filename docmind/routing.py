@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from docmind.backends import REGISTRY
 from docmind.backends import backend as find_backend
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from docmind.config import Config
     from docmind.errors import DocMindError
 
+Place = Literal["this device", "your network", "the internet"]
 # A model of this size can drive the agent: about 3 billion parameters in 4 bits. Smaller ones repeat themselves.
 AGENT_BYTES: Final = 1_500_000_000
 # Another model cannot help with these: the choice, the question or a setting has to change, or somebody has to wait.
@@ -118,10 +122,23 @@ def call_arguments(profile: Profile) -> dict[str, Any]:
     return arguments
 
 
+def where_text_goes(url: str | None) -> tuple[Place, str]:
+    """Whose machine reads questions and passages, and its name; a backend without an address runs in this program."""
+    host = urlsplit(url).hostname or "" if url else "localhost"
+    if host == "localhost":
+        return "this device", host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a name: one without a dot, or of the local network, is nobody's on the internet
+        is_near = "." not in host or host.endswith((".local", ".lan", ".home.arpa", ".internal"))
+        return ("your network" if is_near else "the internet"), host
+    if address.is_loopback:
+        return "this device", host
+    return ("your network" if address.is_private else "the internet"), host
+
+
 def free_memory(but: str) -> None:
     """Free the models of the other backends that live in this program and that nobody uses any more."""
-    import sys
-
     for name, module in REGISTRY.items():
         close = getattr(sys.modules.get(module), "close_unused", None)
         if name != but and close is not None:

@@ -109,7 +109,11 @@ def _sections(body: str) -> tuple[str, list[tuple[str, str]]]:
         if name == "observation":
             break
         end = marks[place + 1].start() if place + 1 < len(marks) else len(body)
-        sections.append((name, body[found.end() : end].strip().strip("`").strip()))
+        content = body[found.end() : end].strip().strip("`").strip()
+        if _MARK.match(content):  # one marker right behind the other
+            sections += [(name, ""), *_sections(content)[1]]
+        else:
+            sections.append((name, content))
     return lead, sections
 
 
@@ -169,12 +173,12 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 def _without_partial_mark(body: str) -> str:
-    """Without a last line that may become a marker."""
+    """Without an end that may become a marker: at the beginning of the last line, or right behind another marker."""
     start = body.rfind("\n") + 1
+    while found := _MARK.match(body[start:]):
+        start += found.end()
     line = re.sub(r"[\s_]+", " ", body[start:].lower().lstrip(" \t>*_#`-"))
-    if any(mark.startswith(line.rstrip("*_` ")) for mark in _MARKS):
-        return body[:start]
-    return body
+    return body[:start] if any(mark.startswith(line.rstrip("*_` ")) for mark in _MARKS) else body
 
 
 def _without_partial_tag(text: str) -> str:

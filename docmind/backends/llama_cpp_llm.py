@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PrivateAttr
 
-from docmind.backends import checked_options
 from docmind.backends.llama_cpp import CALL_OPTIONS, Call, Child
 from docmind.backends.streamed_llm import Prompt, StreamedLLM, plain_messages, response
 from docmind.errors import DocMindError
@@ -37,6 +36,7 @@ class LlamaCppLLM(StreamedLLM):
         BackendError: An argument is unknown or out of range, the grammar is broken, or memory ran out.
     """
 
+    call_options = CALL_OPTIONS
     _child: Child = PrivateAttr()
     _calls: set[Call] = PrivateAttr(default_factory=set)
 
@@ -112,11 +112,7 @@ class LlamaCppLLM(StreamedLLM):
         """Tokens of each text by itself, without the template, in one exchange with the child."""
         return self._child.count({"texts": list(texts)}) if texts else []
 
-    # Requests and events
-
-    def _arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of this call over the defaults."""
-        return {**self.defaults, **checked_options(CALL_OPTIONS, given)}
+    # One call
 
     async def _astream(self, prompt: Prompt, arguments: dict[str, Any]) -> AsyncGenerator[ChatResponse, None]:
         """The events of one call: the reader thread hands them over, nobody here waits for a pipe."""

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ollama
 from pydantic import Field, PrivateAttr
 
-from docmind.backends import checked_options
 from docmind.backends.careful_http import (
     HEADERS,
     clean,
@@ -97,6 +96,7 @@ class OllamaLLM(StreamedLLM):
             `out_of_memory`, `unsupported`, or an argument is unknown or out of range.
     """
 
+    call_options = CALL_OPTIONS
     url: str = Field(description="The server's address.")
     keep_alive: str = Field(description="How long the model stays in memory after an answer.")
     gpu_layers: int | None = Field(default=None, description="Layers kept on the GPU; None: Ollama decides.")
@@ -157,10 +157,6 @@ class OllamaLLM(StreamedLLM):
         return [math.ceil(ratio * estimate) for estimate in super().count_tokens_many(texts)]
 
     # One call
-
-    def _arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of this call over the defaults."""
-        return {**self.defaults, **checked_options(CALL_OPTIONS, given)}
 
     async def _astream(self, prompt: Prompt, arguments: dict[str, Any]) -> AsyncGenerator[ChatResponse, None]:
         """What the server writes, until its done marker. Leaving it closes the connection, which stops the model."""

@@ -36,17 +36,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from llama_index.core.base.llms.types import TextBlock
 from llama_index.core.llms import LLM, ChatMessage, ChatResponse, CompletionResponse, LLMMetadata
 from pydantic import Field, PrivateAttr
 
+from docmind.backends import checked_options
 from docmind.background import event_loop, follow
 from docmind.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Sequence
+
+    from docmind.backends import Option
 
 _T = TypeVar("_T")
 _R = TypeVar("_R", ChatResponse, CompletionResponse)
@@ -61,7 +64,7 @@ _ROLES = {
 class StreamedLLM(LLM):
     """A model that streams.
 
-    A backend implements `_astream` and `_arguments`, and overrides what it can do better than the defaults.
+    A backend gives `call_options` and `_astream`, and overrides what it can do better than the defaults.
     `complete` and its siblings ask the prompt as one message of the person; with `formatted=True` the model gets it as
     it stands, where the backend can do that.
     """
@@ -73,13 +76,7 @@ class StreamedLLM(LLM):
 
     # What a backend writes
 
-    def _arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a call, checked, over the defaults.
-
-        Raises:
-            BackendError: One is unknown (`unknown_option`) or does not fit (`invalid_option`).
-        """
-        raise NotImplementedError
+    call_options: ClassVar[Sequence[Option]] = ()  # those of its OPTIONS that may be given with a call
 
     def _astream(self, prompt: Prompt, arguments: dict[str, Any]) -> AsyncGenerator[ChatResponse, None]:
         """One call: responses as `response` makes them, the last with a `finish_reason`.
@@ -88,7 +85,7 @@ class StreamedLLM(LLM):
 
         Args:
             prompt: Messages, or a text that the model is to continue as it stands.
-            arguments: From `_arguments`.
+            arguments: Those of the call, checked, over `defaults`.
         """
         raise NotImplementedError
 
@@ -186,6 +183,10 @@ class StreamedLLM(LLM):
         return list(self.stream_complete(prompt, formatted, **kwargs))[-1]
 
     # The one loop
+
+    def _arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call, checked, over the defaults."""
+        return {**self.defaults, **checked_options(self.call_options, given)}
 
     async def _responses(self, prompt: Prompt, arguments: dict[str, Any]) -> AsyncGenerator[ChatResponse, None]:
         """The responses of one call, which can be stopped at any moment and must prove its end."""

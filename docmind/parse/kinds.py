@@ -67,7 +67,7 @@ def kind_of(path: Path) -> Kind:
     Raises:
         DocumentError: not_found, not_a_file, not_readable, empty_file, too_large, unsupported_type or wrong_type.
     """
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
             head = file.read(_HEAD_BYTES)
@@ -84,8 +84,12 @@ def kind_of(path: Path) -> Kind:
     return kind
 
 
-def _open_regular(path: Path) -> BinaryIO:
-    """The file, opened for reading; refused unless it is a regular one."""
+def open_regular(path: Path) -> BinaryIO:
+    """The file, opened for reading; refused unless it is a regular one. Never waits on a pipe or a device.
+
+    Raises:
+        DocumentError: not_found, not_a_file or not_readable.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise refusal("not_a_file", path)

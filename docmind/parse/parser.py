@@ -74,7 +74,7 @@ class Parser:
         """`command` is another program that speaks the worker's protocol; the tests use it."""
         self.config = config
         self._command = tuple(command or _worker_command(config))
-        self._worker: _Worker | None = None
+        self._worker: ReadingProcess | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +104,7 @@ class Parser:
         """
         path = Path(path).absolute()
         kind = kind_of(path)
-        before = _fingerprint(path)
+        before = fingerprint(path)
         if self._worker and self._worker.files >= self.config.parse_files_per_worker:
             self.close()
         is_done = False
@@ -123,7 +123,7 @@ class Parser:
                 break
             else:
                 reason = worker.last_words()
-            if _fingerprint(path) != before:
+            if fingerprint(path) != before:
                 reason = "changed_while_reading"
         except _BrokenRule:
             reason = "worker_crashed"
@@ -139,11 +139,11 @@ class Parser:
             raise refusal(reason, path)
         yield ParseEnd(reason, FILE_REASONS[reason].hint if reason else "")
 
-    def _asked(self, path: Path, kind: Kind) -> tuple[_Worker, Iterator[bytes]]:
+    def _asked(self, path: Path, kind: Kind) -> tuple[ReadingProcess, Iterator[bytes]]:
         """A process that was given the file, and its lines."""
         if self._worker is None or not self._worker.is_alive():
             self.close()
-            self._worker = _Worker(self._command, self.config)
+            self._worker = ReadingProcess(self._command, self.config)
         self._worker.ask(path, kind)
         lines = self._worker.lines()
         first = next(lines, None)
@@ -169,7 +169,7 @@ def _environment() -> dict[str, str]:
     return kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _fingerprint(path: Path) -> tuple[int, int] | None:
+def fingerprint(path: Path) -> tuple[int, int] | None:
     """Size and time of last change; None when the file is gone."""
     try:
         status = path.stat()
@@ -178,15 +178,21 @@ def _fingerprint(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-class _Worker:
-    """A reading process with the two threads that listen to it and watch over it."""
+class ReadingProcess:
+    """A process that meets hostile files, with the two threads that listen to it and watch over it.
+
+    Attributes:
+        files: How many it was given.
+        pages_of_this_file: How many pages of the present one came; whoever takes the lines counts them.
+        verdict: Why the watcher ended it; None as long as it has not.
+    """
 
     def __init__(self, command: Sequence[str], config: Config) -> None:
         import psutil  # here so that importing docmind.parse stays cheap
 
         self.files = 0
         self.pages_of_this_file = 0
-        self.verdict: FileReason | None = None  # why the watcher ended the process
+        self.verdict: FileReason | None = None
         self._config = config
         self._process = subprocess.Popen(
             command,
@@ -208,6 +214,7 @@ class _Worker:
             thread.start()
 
     def is_alive(self) -> bool:
+        """Whether it runs."""
         return self._process.poll() is None
 
     def ask(self, path: Path, kind: Kind) -> None:

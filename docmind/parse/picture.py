@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
-from docmind.parse.kinds import _open_regular as open_regular
-from docmind.parse.kinds import kind_of
-from docmind.parse.parser import _fingerprint as fingerprint
-from docmind.parse.parser import _Worker as Worker
+from docmind.parse.kinds import kind_of, open_regular
+from docmind.parse.parser import ReadingProcess, fingerprint
 from docmind.parse.reasons import refusal
 
 if TYPE_CHECKING:
@@ -130,7 +128,7 @@ def _drawn(config: Config, path: Path, page: int, boxes: Sequence[Sequence[float
     watched = dataclasses.replace(
         config, parse_cpu_seconds=CPU_SECONDS, parse_cpu_seconds_per_page=0.0, parse_stall_seconds=STALL_SECONDS
     )
-    worker = Worker(command, watched)
+    worker = ReadingProcess(command, watched)
     try:
         worker.ask(path.absolute(), "pdf")
         line = next(worker.lines(), None)

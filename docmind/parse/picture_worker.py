@@ -20,7 +20,7 @@ import pypdfium2.raw as pdfium
 from PIL import Image, ImageChops, ImageStat
 
 from docmind.parse.pages import CannotRead
-from docmind.parse.worker import _jobs, _limit_cpu, _limit_memory, _say, _take_stdout
+from docmind.parse.worker import limit_cpu, limit_memory, read_jobs, say, take_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,23 +42,23 @@ def main(number: int, scale: float, boxes: Sequence[Sequence[float]], limits: Se
         boxes: [x0, y0, x1, y1] in points of the page as displayed, y downwards.
         limits: Bytes of memory, seconds of CPU time, pixels of the picture, pixels of its longer side.
     """
-    answers = _take_stdout()
-    jobs = _jobs(sys.stdin.buffer)
+    answers = take_stdout()
+    jobs = read_jobs(sys.stdin.buffer)
     memory_bytes, cpu_seconds, max_pixels, max_side = limits
-    _limit_memory(int(memory_bytes))
-    _limit_cpu(cpu_seconds)
+    limit_memory(int(memory_bytes))
+    limit_cpu(cpu_seconds)
     try:
         picture = _mark(*_draw(jobs.get()["path"], number, scale, int(max_pixels), int(max_side)), boxes)
     except CannotRead as error:
-        _say(answers, {"refused": error.reason})
+        say(answers, {"refused": error.reason})
         return
     except MemoryError:
-        _say(answers, {"refused": "memory_limit"})
+        say(answers, {"refused": "memory_limit"})
         return
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # coloured letters would fray otherwise
     jpeg = base64.b64encode(buffer.getvalue()).decode("ascii")
-    _say(answers, {"picture": [picture.width, picture.height, jpeg]})
+    say(answers, {"picture": [picture.width, picture.height, jpeg]})
 
 
 def _draw(path: str, number: int, scale: float, max_pixels: int, max_side: int) -> tuple[Image.Image, float]:

@@ -26,32 +26,32 @@ from docmind.parse.pages import CannotRead, DocumentInfo, ParsedPage, ParseEnd, 
 
 def main(memory_bytes: int, cpu_seconds: float, cpu_seconds_per_page: float) -> None:
     """Serves jobs until stdin closes, which it does when the parent dies."""
-    answers = _take_stdout()
-    jobs = _jobs(sys.stdin.buffer)
+    answers = take_stdout()
+    jobs = read_jobs(sys.stdin.buffer)
     # Loaded before the limits, so that they are about files and not about libraries.
     from docmind.parse.pdf import read_pdf
     from docmind.parse.text import read_text
 
-    _limit_memory(memory_bytes)
+    limit_memory(memory_bytes)
     for job in iter(jobs.get, None):
         path, kind = Path(job["path"]), job["kind"]
-        _limit_cpu(cpu_seconds)
+        limit_cpu(cpu_seconds)
         events = read_pdf(path) if kind == "pdf" else read_text(path, kind)
         try:
             for event in events:
                 if isinstance(event, DocumentInfo):
-                    _limit_cpu(cpu_seconds + cpu_seconds_per_page * event.pages)
-                _say(answers, _message(event))
+                    limit_cpu(cpu_seconds + cpu_seconds_per_page * event.pages)
+                say(answers, _message(event))
         except CannotRead as error:
-            _say(answers, {"refused": error.reason})
+            say(answers, {"refused": error.reason})
         except FileNotFoundError:
-            _say(answers, {"refused": "not_found"})
+            say(answers, {"refused": "not_found"})
         except OSError:
-            _say(answers, {"refused": "not_readable"})
+            say(answers, {"refused": "not_readable"})
         except MemoryError:
             # What holds the memory may not let go of it: a fresh process reads the next file.
             del events
-            _say(answers, {"end": "memory_limit"})
+            say(answers, {"end": "memory_limit"})
             return
 
 
@@ -66,12 +66,13 @@ def _message(event: ParseEvent) -> dict[str, Any]:
     return {"end": event.reason}
 
 
-def _say(answers: BinaryIO, message: dict[str, Any]) -> None:
+def say(answers: BinaryIO, message: dict[str, Any]) -> None:
+    """One line to the parent, sent at once."""
     answers.write(json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8") + b"\n")
     answers.flush()
 
 
-def _take_stdout() -> BinaryIO:
+def take_stdout() -> BinaryIO:
     """The pipe to the parent, kept for this module alone: whatever libraries print goes to stderr instead."""
     sys.stdout.flush()
     answers = os.fdopen(os.dup(1), "wb")
@@ -79,7 +80,7 @@ def _take_stdout() -> BinaryIO:
     return answers
 
 
-def _jobs(stdin: BinaryIO) -> queue.SimpleQueue[dict[str, Any]]:
+def read_jobs(stdin: BinaryIO) -> queue.SimpleQueue[dict[str, Any]]:
     """The jobs as they come. When the parent goes, so does this process, at once and whatever it is doing."""
     jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
@@ -92,7 +93,7 @@ def _jobs(stdin: BinaryIO) -> queue.SimpleQueue[dict[str, Any]]:
     return jobs
 
 
-def _limit_memory(memory_bytes: int) -> None:
+def limit_memory(memory_bytes: int) -> None:
     """Caps what the process can allocate where the system can; the parent watches in any case.
 
     RLIMIT_DATA and not RLIMIT_AS: it counts what is allocated, not what is mapped, such as libraries and the stacks of
@@ -106,7 +107,7 @@ def _limit_memory(memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
 
 
-def _limit_cpu(seconds: float) -> None:
+def limit_cpu(seconds: float) -> None:
     """Lets the system end this process after so much more CPU time, should the parent not be there to do so."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource

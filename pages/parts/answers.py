@@ -10,6 +10,7 @@ from docmind import embed
 from docmind.errors import DocMindError, DocumentNotFound
 from docmind.events import FellBack, ModelWaiting, StepFinished, StepStarted, TextDelta
 from docmind.parse.boxes import boxes_for
+from docmind.wording import counted, step_line
 from pages.parts.frame import show_error
 from pages.parts.safe import answer as inert
 from pages.parts.safe import answer_with_chips, plain
@@ -25,10 +26,16 @@ NEAREST_FROM = 101  # numbers of the chips that lead to the nearest passages
 UNPROVEN_FROM = 1001  # numbers of the chips that say what is missing: this and the sentence's place
 LEFT_OUT_SHOWN = 12
 AVATARS = {"user": ":material/person:", "assistant": ":material/auto_stories:"}
+DOING = {"search_documents": "Searching", "read_page": "Reading", "list_documents": "Looking through the names"}
 REASONS = {
     "cut_at_limit": "The answer reached its length limit.",
     "no_end_marker": "The model ended without saying that it had finished.",
     "interrupted": "DocMind was closed while this was being written.",
+}
+NOTES = {
+    "context_cut": "The model's server left out the beginning of what it was given: the answer may miss something. "
+    "Give the model a larger window, or ask for less.",
+    "no_answer": "The model gave no answer, though it was asked twice. A larger model may.",
 }
 
 
@@ -46,8 +53,9 @@ def draw_message(message: Message) -> None:
         if message.role == "user":
             st.markdown(inert(message.text))
             return
-        for step in message.details.get("steps", ()):
-            _draw_step(step, message.details)
+        for place, step in enumerate(message.details.get("steps", ())):
+            _draw_step(step, message.details if place == 0 else {})
+        _draw_attempts(message.details)
         if message.text:
             st.markdown(_with_chips(message))
         _draw_end(message)
@@ -77,20 +85,38 @@ def _end_of_words(text: str, end: int) -> int:
 
 
 def _draw_step(step: dict[str, Any], details: dict[str, Any]) -> None:
-    """What was searched, one quiet line that opens."""
-    hits, documents = step["hits"], step.get("documents")
-    where = f" in {_count(documents, 'document')}" if documents else ""
-    label = f"Searched “{plain(step['input'], limit=80)}”: {_count(hits, 'passage')}{where} · {step['seconds']:.1f} s"
-    with st.expander(label, type="compact"):
+    """What was searched or read, one quiet line that opens."""
+    asked = plain(step["input"], limit=80)
+    line = step_line(step["tool"], asked, step["hits"], step.get("documents") or 0, step["seconds"])
+    with st.expander(line, type="compact"):
         context = details.get("context") or {}
         given = (context.get("parts") or {}).get("evidence")
         left_out = context.get("left_out") or []
         lines = [f"The model was given {given:,} tokens of evidence."] if given else []
         if left_out:
-            lines.append(f"Left out, since they did not fit time or window: {_count(len(left_out), 'passage')}.")
-        st.caption(" ".join(lines) or "Nothing was given to the model.")
+            lines.append(f"Left out, since they did not fit time or window: {counted(len(left_out), 'passage')}.")
+        pieces = len(step.get("evidence") or ())
+        told = f"The model was given {counted(pieces, 'new piece')} of evidence." if pieces else "Nothing new."
+        lines = lines or [told]
+        st.caption(" ".join(lines))
         for left in left_out[:LEFT_OUT_SHOWN]:
             st.caption(f"{plain(left['document'], limit=60)}, page {left['page']} · {left['tokens']} tokens")
+
+
+def _draw_attempts(details: dict[str, Any]) -> None:
+    """Models that gave up before the one whose answer this is, and what they had written."""
+    attempts = {attempt["model"]: attempt["text"] for attempt in details.get("attempts") or ()}
+    for fallback in details.get("fallbacks") or ():
+        _draw_fallback(fallback["from"], fallback["to"], fallback["message"], attempts.get(fallback["from"], ""))
+
+
+def _draw_fallback(before: str, after: str, message: str, text: str) -> None:
+    """One model gave up and the next went on; what was written stays, in a block of its own."""
+    if text:
+        with st.expander(f"Unfinished attempt by {plain(before, limit=60)}", type="compact"):
+            st.markdown(inert(text))
+    said = f"{plain(before, limit=60)} could not go on: {plain(message, limit=300)}"
+    st.markdown(f":small[:orange[:material/alt_route:] {said} **{plain(after, limit=60)}** answers instead.]")
 
 
 def _draw_end(message: Message) -> None:
@@ -103,6 +129,8 @@ def _draw_end(message: Message) -> None:
     elif message.finished == "cut":
         told = f"{details.get('message', '')} {details.get('hint', '')}".strip() or str(reason)
         st.warning("Cut off. " + REASONS.get(str(reason), plain(told, limit=500)))
+    elif reason in NOTES:
+        st.caption(f":orange[⚠] {NOTES[reason]}")
     claims = [sentence for sentence in message.sentences if sentence["is_claim"]]
     quoted = sum(sentence["support"] == "quoted" for sentence in claims)
     unproven = sum(sentence["support"] == "none" for sentence in claims)
@@ -155,9 +183,11 @@ def _receipt_table(details: dict[str, Any], timings: dict[str, Any], context: di
         ("Written", _tokens(timings.get("answer_tokens"))),
         ("Instructions and question", _tokens(parts.get("instructions_and_question"))),
         ("Evidence", _tokens(parts.get("evidence"))),
-        ("of these read before", _tokens(parts.get("cached"))),
+        ("Conversation before", _tokens(parts.get("conversation"))),
+        ("of all these read before", _tokens(parts.get("cached"))),
         ("Kept for the answer", _tokens(parts.get("answer_limit"))),
         ("Window", _tokens(context.get("window"))),
+        ("Calls of the model", str(timings.get("model_calls") or "–")),
         ("Backend", plain(details.get("backend") or "–")),
         ("Profile", plain(details.get("profile") or "–")),
     ]
@@ -172,38 +202,42 @@ def _tokens(value: int | None) -> str:
     return "–" if value is None else f"{value:,} tokens"
 
 
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
 # An answer that is being written ------------------------------------------------------------------------------------
 
 
 def draw_growing(run: Run) -> None:
-    """What an answer has come to: its step, what it waits for, its text so far."""
-    step, waiting, text = "", "Starting …", []
+    """What an answer has come to: its steps, what it waits for, its text so far."""
+    steps: list[StepFinished] = []
+    waiting, text, fell_back = "Starting …", list[str](), list[FellBack]()
     for event in run.events_after():
         match event:
-            case StepStarted(_, asked):
-                waiting = f"Searching “{plain(asked, limit=80)}” …"
+            case StepStarted(tool, asked):
+                waiting = f"{DOING.get(tool, 'Searching')} {_quoted(asked)}…"
                 if not embed.is_loaded():
                     waiting = "Loading the search model, some seconds once after the start …"
-            case StepFinished(_, asked, hits, documents, seconds):
-                step = (
-                    f"Searched “{plain(asked, limit=80)}”: {_count(hits, 'passage')} in"
-                    f" {_count(documents, 'document')} · {seconds:.1f} s"
-                )
+            case StepFinished():
+                steps.append(event)
                 waiting = "Packing the evidence …"
             case ModelWaiting():
                 waiting = _waiting(event)
             case TextDelta(piece):
                 text.append(piece)
-    if step:
-        st.expander(step, type="compact").caption("The evidence is listed when the answer is complete.")
+            case FellBack():
+                fell_back.append(event)
+                text, steps = [], steps[:1]
+    for step in steps:
+        line = step_line(step.tool, plain(step.input, limit=80), step.hits, step.documents, step.seconds)
+        st.expander(line, type="compact").caption("The evidence is listed when the answer is complete.")
+    for fell in fell_back:
+        _draw_fallback(fell.before, fell.after, fell.message, fell.text)
     if text:
         st.markdown(inert("".join(text)))
     else:
         st.caption(waiting)
+
+
+def _quoted(asked: str) -> str:
+    return f"“{plain(asked, limit=80)}” " if asked else ""
 
 
 def _waiting(event: ModelWaiting) -> str:
@@ -211,6 +245,8 @@ def _waiting(event: ModelWaiting) -> str:
         return f"{event.ahead} before you …"
     if event.phase == "loading":
         return "Loading the model …"
+    if event.phase == "thinking":
+        return "Thinking …"
     share = f" {event.done:,} of {event.total:,} tokens" if event.total else ""
     return f"Reading{share} …"
 

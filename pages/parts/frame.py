@@ -9,7 +9,7 @@ import streamlit as st
 
 from docmind.config import Config, load_config
 from docmind.errors import DocMindError
-from pages.parts.safe import plain
+from pages.parts.safe import plain_with_code
 
 if TYPE_CHECKING:
     from docmind.backends import Detection
@@ -52,9 +52,12 @@ def library() -> Library:
 @st.cache_data(ttl=DETECTION_SECONDS, show_spinner=False)
 def detections(home: str) -> list[Detection]:
     """What every backend says of itself, in the registry's order; cached for a minute."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from docmind.backends import REGISTRY, backend
 
-    return [backend(name).detect(load_config(home)) for name in REGISTRY]
+    with ThreadPoolExecutor(len(REGISTRY)) as threads:  # each waits for its own server
+        return list(threads.map(lambda name: backend(name).detect(load_config(home)), REGISTRY))
 
 
 def found_backends() -> list[Detection]:
@@ -64,7 +67,7 @@ def found_backends() -> list[Detection]:
 
 def show_error(error: DocMindError) -> None:
     """The one place that draws an error: what happened, and what to do."""
-    st.error(plain(str(error), limit=500) + (f"\n\n{plain(error.hint, limit=500)}" if error.hint else ""))
+    st.error(plain_with_code(str(error)) + (f"\n\n{plain_with_code(error.hint)}" if error.hint else ""))
 
 
 # The chosen model -------------------------------------------------------------------------------------------------

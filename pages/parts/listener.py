@@ -34,7 +34,7 @@ const clicked = (event) => {
 
 // The pane takes half of the width: lines break anew, and what was read would jump. Until the page has settled, or the
 // person scrolls, the chip stays at its height. Where there is no room beside the chat, the pane comes into view. It
-// comes when the server has drawn it, which on a busy machine takes its time; settled is what has not moved for a while.
+// comes when the server has drawn it, late on a busy machine; settled is what has not moved for a while.
 const PATIENCE_MILLISECONDS = 60000;
 const SETTLED_MILLISECONDS = 1500;
 const HEAD_PIXELS = 60;  // Streamlit's own bar lies over the top of the page

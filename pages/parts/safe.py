@@ -36,6 +36,7 @@ _ONE_LINE = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _SIGNS = re.compile(r"[]!#$&*:<=>@[\\_`{|}~]")
+_CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
 def plain(text: str, *, limit: int = 200) -> str:
@@ -45,12 +46,28 @@ def plain(text: str, *, limit: int = 200) -> str:
         text: Anything: a file name, a title, an error of another program.
         limit: Characters shown at most, cut with "…"; counted before anything is escaped.
     """
+    return _ONE_LINE.sub(_inert_sign, _one_line(text, limit))
+
+
+def plain_with_code(text: str, *, limit: int = 500) -> str:
+    """An untrusted message inert like `plain`, what stands between two backticks shown as code: a command to copy.
+
+    Not for cells of a table: a bar in code would end them.
+    """
+    pieces = _CODE.split(_one_line(text, limit))
+    for place, piece in enumerate(pieces):
+        if place % 2 == 0:
+            pieces[place] = _ONE_LINE.sub(_inert_sign, piece)
+        else:  # a backslash is a letter in code, so nothing is escaped there
+            pieces[place] = f"`{_inert_code(piece, is_cell=False)}`" if piece.strip() else f"\\`{piece}\\`"
+    return "".join(pieces)
+
+
+def _one_line(text: str, limit: int) -> str:
+    """What shows of a text, in one line that is not longer than the limit."""
     # More than 8 times the limit cannot be needed, and normalising a megabyte would take its time.
-    kept = "".join(_visible(text[: 8 * limit + 64]))
-    words = " ".join(kept.split())
-    if len(words) > limit:
-        words = words[: limit - 1].rstrip() + "…"
-    return _ONE_LINE.sub(_inert_sign, words)
+    words = " ".join("".join(_visible(text[: 8 * limit + 64])).split())
+    return words if len(words) <= limit else words[: limit - 1].rstrip() + "…"
 
 
 def _visible(text: str) -> Iterator[str]:

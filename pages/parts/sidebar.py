@@ -11,6 +11,7 @@ import streamlit as st
 from docmind import chats, runs
 from docmind.metrics import answers
 from docmind.profiles import DEFAULT
+from docmind.routing import where_text_goes
 from pages.parts import frame
 from pages.parts.panel import draw_strip
 from pages.parts.safe import plain
@@ -171,4 +172,18 @@ def _draw_model() -> None:
         # A profile made for this model brings its settings along.
         fitting = next((p for p in profiles if (p.backend, p.model) == (backend, model)), None)
         state["profile"], state["backend"], state["model"] = fitting and fitting.name, backend, model
-    st.caption(":green[●] on this device", help="Questions and documents do not leave this machine.")
+    _draw_place(detection.url if detection else None)
+
+
+PLACES = {
+    "this device": (":green[●] on this device", "Questions and documents do not leave this machine."),
+    "your network": (":orange[●] on your network: {host}", "Questions and passages are sent to this machine."),
+    "the internet": (":red[●] on the internet: {host}", "Questions and passages are sent to this address."),
+}
+
+
+def _draw_place(url: str | None) -> None:
+    """Where the next question goes, before it is sent."""
+    place, host = where_text_goes(url)
+    words, explained = PLACES[place]
+    st.caption(words.format(host=plain(host, limit=60)), help=explained)

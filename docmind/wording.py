@@ -1,0 +1,19 @@
+"""Words that the screen and the command line share. Knows nothing else."""
+
+from __future__ import annotations
+
+
+def counted(number: int, word: str) -> str:
+    """ "1 page", "2,300 pages"."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def step_line(tool: str, asked: str, hits: int, documents: int, seconds: float) -> str:
+    """A step of an answer that has ended, in one line; `asked` is put in as it is."""
+    took = f" · {seconds:.1f} s"
+    if tool == "read_page":
+        return f"{'Read' if hits else 'Looked for'} {asked}{took}"
+    if tool == "list_documents":
+        return f"Looked through the names of {counted(documents, 'document')}{took}"
+    where = f" in {counted(documents, 'document')}" if documents else ""
+    return f"Searched “{asked}”: {counted(hits, 'passage')}{where}{took}"
