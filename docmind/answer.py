@@ -67,7 +67,6 @@ class Answer:
     """
 
     text: str
-    asked: str
     finished: Finished
     reason: str | None
     not_in_documents: bool
@@ -75,8 +74,6 @@ class Answer:
     citations: tuple[dict[str, Any], ...]
     steps: tuple[dict[str, Any], ...]
     nearest: tuple[dict[str, Any], ...]
-    fallbacks: tuple[dict[str, Any], ...]
-    attempts: tuple[dict[str, Any], ...]
     backend: str
     model: str
     profile: str
@@ -84,6 +81,9 @@ class Answer:
     chat_id: str | None
     context: dict[str, Any]
     timings: dict[str, Any]
+    asked: str = ""
+    fallbacks: tuple[dict[str, Any], ...] = ()
+    attempts: tuple[dict[str, Any], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The answer as `docmind ask --json` prints it."""

@@ -130,6 +130,7 @@ def read_page(reading: Reading, document: str, page: int) -> str:
                 if used + size > room:
                     break
                 end, used = passage.end, used + size
+            step |= {"hits": 1, "documents": 1}
             stored = reading.library.page(found.document_id, page)
             start = passages[0].start
             if end <= start:
@@ -142,7 +143,6 @@ def read_page(reading: Reading, document: str, page: int) -> str:
                 )
                 _keep(reading, [piece], used)
                 text = evidence_text(piece)
-                step |= {"hits": 1, "documents": 1}
     step["seconds"] = round(time.monotonic() - started, 3)
     return text
 

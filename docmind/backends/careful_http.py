@@ -29,6 +29,7 @@ LISTING_BYTES = 8 << 20  # of one answer that is read whole
 LINE_BYTES = 1 << 20  # of one line of a stream; a line carries a few words
 STREAM_BYTES = 64 << 20  # of a whole stream: far more than any window of tokens
 WRITE_SECONDS = 30.0
+HEADERS = {"Accept-Encoding": "identity"}
 _SHOWN_CHARACTERS = 300  # of a server's own words in a message
 
 
@@ -38,7 +39,16 @@ def client_settings(url: str, connect_seconds: float) -> dict[str, Any]:
     No redirects: a 307 would send the whole prompt to another host. Nothing from the environment: with HTTP_PROXY set
     the prompt would go to the proxy, also for a server on this machine. No compression: a few bytes could become
     gigabytes. No timeout for reading: the callers have deadlines, on tokens and not on bytes.
+
+    Raises:
+        BackendError: The address is none (`invalid_option`).
     """
+    try:
+        _ = httpx.URL(url).host  # decoded only when it is looked at
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise BackendError(
+            f"'{plain(url)}' is no address.", "Write it as http://127.0.0.1:8080.", reason="invalid_option"
+        ) from error
     return {
         "follow_redirects": False,
         "trust_env": False,
@@ -46,9 +56,6 @@ def client_settings(url: str, connect_seconds: float) -> dict[str, Any]:
         # For plain http no TLS is set up, which would take longer than the request.
         "verify": _tls() if url.startswith("https:") else False,
     }
-
-
-HEADERS = {"Accept-Encoding": "identity"}
 
 
 @lru_cache(maxsize=1)

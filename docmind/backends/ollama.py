@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 LABEL = "Ollama"
 INSTALL = 'pip install "ollama>=0.6.3,<0.7"'
-PULL = "ollama pull qwen3:4b"
+# Small, answers in many languages, and does not think: plain qwen3:4b does whatever one says (ollama #12438).
+PULL = "ollama pull qwen3:4b-instruct"
 START = f"Start Ollama, or install it from https://ollama.com/download, then run: {PULL}"
 
 OPTIONS: tuple[Option, ...] = (
@@ -54,8 +55,9 @@ OPTIONS: tuple[Option, ...] = (
            "passages then leave this machine."),
     Option("max_tokens", int, 512, "tokens", "The longest answer, a thinking model's thoughts included.", 1, 1 << 20,
            per_call=True),
-    Option("thinking", str, None, "", "Whether a thinking model thinks before it answers, or how much; by default as "
-           "the model does.", per_call=True, choices=("off", "on", "low", "medium", "high")),
+    Option("thinking", str, "off", "", "Whether a thinking model thinks before it answers, or how much; its thoughts "
+           "use up `max_tokens`. Some models think whatever one says.", per_call=True,
+           choices=("off", "on", "low", "medium", "high")),
     Option("temperature", float, 0.1, "", "0 always takes the likeliest word; higher is more varied.", 0, 5,
            per_call=True),
     Option("top_p", float, None, "", "Words are taken from the likeliest that together reach this share; by default "

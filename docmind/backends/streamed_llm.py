@@ -47,7 +47,7 @@ from docmind.background import event_loop, follow
 from docmind.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 
     from docmind.backends import Option
 
@@ -194,7 +194,7 @@ class StreamedLLM(LLM):
         self._running.add(running)
         content, phase = "", "waiting"
         try:
-            async for answered in running.responses():
+            while (answered := await running.next()) is not None:
                 raw = answered.raw or {}
                 content, phase = answered.message.content or "", raw.get("phase", phase)
                 yield answered
@@ -224,12 +224,12 @@ class _Running:
             async for answered in stream:
                 self._inbox.put_nowait(answered)
 
-    async def responses(self) -> AsyncIterator[ChatResponse]:
-        """What has come, until the stream ends, fails or is stopped."""
-        while (answered := await self._inbox.get()) is not None:
-            yield answered
-        if not self._task.cancelled():
-            self._task.result()  # raises what the stream raised
+    async def next(self) -> ChatResponse | None:
+        """The next response, or None at the end; raises what the stream raised, unless it was stopped."""
+        answered = await self._inbox.get()
+        if answered is None and not self.is_stopped and not self._task.cancelled():
+            self._task.result()
+        return answered
 
     def stop(self) -> None:
         """End it soon. From any thread."""
@@ -238,9 +238,8 @@ class _Running:
             self._loop.call_soon_threadsafe(self._end)
 
     def _end(self) -> None:
-        self._task.cancel()
-        # Closing a connection may take its time; whoever waits for the answer need not.
-        self._loop.call_later(_CLOSE_SECONDS, self._inbox.put_nowait, None)
+        self._task.cancel()  # now, also when nobody reads on
+        self._inbox.put_nowait(None)
 
     async def close(self) -> None:
         """Cancel the task and wait for what it has to clean up; what it raised has been raised already."""
