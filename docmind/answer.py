@@ -49,7 +49,7 @@ MAX_QUESTION_CHARACTERS = 4_000
 KEEP_SECONDS = 3.0  # how often a growing answer is kept in its chat
 STOP_POLL_SECONDS = 0.05
 SPARE_TOKENS = 16  # what a chat template adds around a message
-STEP_TOKENS = 256  # of the window, kept for the agent's own thoughts and calls
+STEP_TOKENS = 640  # of the window, at most an eighth, kept for the agent's own thoughts and calls
 # How long the conversation before may take to read, in shares of the first-token target: it is read only once.
 HISTORY_SHARE = 2.0
 
@@ -383,7 +383,7 @@ def _by_agent(work: _Work, llm: Any, profile: Profile) -> Iterator[AnswerEvent]:
     if not work.raw and work.finished != "stopped" and not work.is_stopped:
         if has_grammar:
             arguments["grammar"] = ANSWER_GRAMMAR
-        yield from _call(work, llm, profile, agent.forced(), arguments, _forced_text)
+        yield from _call(work, llm, profile, agent.forced(), arguments, _step_text)
 
 
 def _call(
@@ -436,6 +436,8 @@ def _receive(
     else:
         work.raw = read(text, True)
     work.finished, work.reason = _how_it_ended(work.receipt)
+    if work.is_stopped and not work.raw:  # between two calls
+        work.finished, work.reason = "stopped", "stopped"
     if work.raw and work.first_token_seconds is None:
         work.first_token_seconds = round(time.monotonic() - work.started, 3)
     yield from _show(work, everything=True)
@@ -447,12 +449,7 @@ def _spoken(text: str, is_all: bool) -> str:
 
 
 def _step_text(text: str, is_all: bool) -> str:
-    """The answer in an agent's step; none in a call of a tool."""
-    return read_step(text).text if is_all else answer_so_far(text)
-
-
-def _forced_text(text: str, is_all: bool) -> str:
-    """The answer of a model that was told to answer: with or without the word in front."""
+    """The answer in an agent's step, with or without the word in front; none in a call of a tool."""
     return read_step(text).text if is_all else answer_so_far(text)
 
 

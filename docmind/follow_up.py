@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_OWN_WORDS: Final = 8  # a question with more words of its own says by itself what it asks for
 _WORD: Final = re.compile(r"[\w'’-]+")
+_SENTENCE_END: Final = re.compile(r"(?<=[?.!])\s+")
 _YEAR: Final = re.compile(r"\b(1[89]\d\d|20\d\d)\b")
 # Begins like something that goes on.
 _GOES_ON: Final = re.compile(
@@ -67,6 +68,9 @@ def standalone(question: str, earlier: Sequence[str]) -> str:
     if year is not None and not _own_words(_YEAR.sub(" ", _YEAR_BEFORE.sub(" ", _YEAR_AFTER.sub(" ", question)))):
         # Only the year changes: the same question about another year, without the old one that would be found instead.
         return _YEAR.sub(year, before) if _YEAR.search(before) else f"{before.rstrip(' ?.!')} in {year}?"
+    parts = _SENTENCE_END.split(before)
+    if len(parts) > 2:  # a chain of follow-ups: where it began, and what was asked last
+        before = f"{parts[0]} {parts[-1]}"
     if year is not None:
         before = _YEAR.sub(year, before)
         question = _YEAR_AFTER.sub(year, _YEAR_BEFORE.sub(year, question))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from docmind import chats
 from docmind.citations import Evidence
-from docmind.errors import DocumentNotFound
+from docmind.errors import DocumentNotFound, LibraryDamaged
 from docmind.prompts import LAST_THOUGHT, action_text, direct_question, observation_text
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _evidence(
         try:
             stored = pages.get(key) or library.page(*key)
             name = library.document(key[0]).name
-        except DocumentNotFound:
+        except (DocumentNotFound, LibraryDamaged):  # removed, or not what it was: it is not told again
             continue
         if stored.sha256 == sha256:  # else it was read anew since, and stands elsewhere
             pages[key] = stored

@@ -58,6 +58,14 @@ def test_a_chain_of_follow_ups_refers_to_what_the_last_one_meant():
     assert standalone("And the year before that?", [QUAY, first]) == QUAY.replace("2023", "2021")
 
 
+def test_a_long_chain_keeps_where_it_began_and_what_was_asked_last():
+    """It does not grow with every question."""
+    asked = [QUAY]
+    for question in ("Who paid for it?", "Why did they?", "And who decided it?"):
+        asked.append(standalone(question, asked))
+    assert asked[-1] == f"{QUAY} Why did they? And who decided it?"
+
+
 @given(st.text(max_size=80), st.lists(st.text(max_size=80), max_size=3))
 def test_any_text_gives_a_text_that_holds_the_question_or_the_one_before(question, earlier):
     """Nothing raises, nothing is lost."""
