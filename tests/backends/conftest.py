@@ -11,6 +11,13 @@ from docmind.backends import llama_cpp
 from docmind.config import Config
 
 
+@pytest.fixture(autouse=True)
+def no_server_of_the_developer(monkeypatch):
+    """A server that happens to run here is not asked: nothing listens on port 9."""
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    monkeypatch.delenv("OLLAMA_API_KEY", raising=False)
+
+
 @pytest.fixture(scope="session")
 def config(tmp_path_factory):
     """A configuration over an empty data folder."""

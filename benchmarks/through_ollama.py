@@ -1,0 +1,128 @@
+"""What our Ollama adapter costs: words per second through it ÷ through a bare HTTP reader of the same stream.
+
+    python benchmarks/through_ollama.py [--rounds 15] [--tokens 200] [--pace 200]
+
+The stand-in server of the tests writes at its own pace, in a process of its own; the two readers take turns, so that a
+busy machine is busy for both. `decode` is at that pace, which is what a person sees of a fast model; `flat_out` lets
+the stand-in write as fast as it can, which shows what each word costs us at most. Reported are medians, and the median
+of the ratios of neighbouring turns. Time runs from the first word to the last, as the caller sees them: for the adapter
+that includes the event loop in its thread and LlamaIndex's response objects, for the bare reader httpx and `json`.
+
+(Not named ollama.py: a script's folder is searched first, and DocMind would import it in place of Ollama's client.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import machine
+import psutil
+from llama_index.core.llms import ChatMessage
+
+from docmind.backends import ollama
+from docmind.config import Config
+
+REPOSITORY = Path(__file__).parents[1]
+MODEL = "qwen3:4b"
+QUESTION = "The committee met again on Tuesday and discussed the budget for the harbour."
+
+
+@contextlib.contextmanager
+def stand_in(pace=None):
+    """The address of a stand-in in a process of its own."""
+    command = [sys.executable, "-m", "tests.servers.ollama", *(["--pace", str(pace)] if pace else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def speed(times):
+    """Words per second between the first and the last."""
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def bare(url, tokens):
+    """Words per second and seconds to the first of them, read with httpx alone."""
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "options": {"num_ctx": 8192, "num_predict": tokens},
+        "stream": True,
+    }
+    started = time.perf_counter()
+    times = []
+    with (
+        httpx.Client(trust_env=False, timeout=60) as client,
+        client.stream("POST", f"{url}/api/chat", json=body) as answer,
+    ):
+        for line in answer.iter_lines():
+            event = json.loads(line)
+            if event["message"]["content"]:
+                times.append(time.perf_counter())
+    assert event["done"]
+    assert len(times) == tokens
+    return speed(times), times[0] - started
+
+
+def through_adapter(llm, tokens):
+    """The same through `OllamaLLM`."""
+    started = time.perf_counter()
+    messages = [ChatMessage(role="user", content=QUESTION)]
+    times = [time.perf_counter() for r in llm.stream_chat(messages, max_tokens=tokens) if r.delta]
+    assert len(times) == tokens
+    return speed(times), times[0] - started
+
+
+def measure(rounds, tokens, pace=None):
+    """Both, taking turns."""
+    with stand_in(pace) as url, tempfile.TemporaryDirectory() as home:
+        llm = ollama.build(Config(home=Path(home)), MODEL, {"url": url})
+        rows = []
+        for turn in range(rounds + 1):
+            pair = (lambda: bare(url, tokens), lambda: through_adapter(llm, tokens))
+            results = {which: pair[which]() for which in ((0, 1) if turn % 2 else (1, 0))}
+            if turn:  # the first turn warms up
+                rows.append((*results[0], *results[1]))
+    columns = [statistics.median(column) for column in zip(*rows, strict=True)]
+    return {
+        "ratio": round(statistics.median(row[2] / row[0] for row in rows), 3),
+        "bare_tokens_per_second": round(columns[0], 1),
+        "adapter_tokens_per_second": round(columns[2], 1),
+        "bare_first_token_seconds": round(columns[1], 4),
+        "adapter_first_token_seconds": round(columns[3], 4),
+        "rounds": [[round(value, 4) for value in row] for row in rows],
+    }
+
+
+def main():
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--pace", type=float, default=200.0, help="words a second of the stand-in")
+    arguments = parser.parse_args()
+    load_before = psutil.getloadavg()[0]
+    result = {
+        "load_average_before": round(load_before, 2),
+        "decode": measure(arguments.rounds, arguments.tokens, arguments.pace),
+        "flat_out": measure(arguments.rounds, 10 * arguments.tokens),
+        "settings": {"tokens": arguments.tokens, "pace": arguments.pace},
+    }
+    machine.write("ollama", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What each backend talks to under the conformance suite: how it is started, watched and made to fail.
+
+A new backend gets one entry in `PEERS`: a context manager that yields a `Peer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from servers.ollama import serve
+
+from docmind.backends import backend, llama_cpp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATIENCE = 60.0  # seconds: generous, the machine may be busy
+
+
+@dataclass
+class Peer:
+    """A backend with something real behind it.
+
+    Attributes:
+        llm: A model of it, greedy, ready to be called.
+        model: Its name.
+        options: What `build` needs to reach this peer.
+        package: What must be installed for it; None: nothing.
+        working: How many calls are being computed behind the backend.
+        window: Tokens of the window that the last call was really given.
+        break_off: Makes the answers that are being written end without their end; None: nothing can.
+        mend: Undoes it.
+        reject_key: A context in which no key is right; None: it has no keys.
+        down: A context in which nothing listens; None: it starts what it needs by itself.
+    """
+
+    llm: Any
+    model: str
+    options: dict[str, Any]
+    package: str | None
+    working: Callable[[], int]
+    window: Callable[[], int]
+    break_off: Callable[[], None] | None
+    mend: Callable[[], None] = lambda: None
+    reject_key: Callable[[], contextlib.AbstractContextManager] | None = None
+    down: Callable[[], contextlib.AbstractContextManager] | None = None
+
+    def wait_until_idle(self):
+        """Wait until nothing is computed any more."""
+        end = time.monotonic() + PATIENCE
+        while self.working():
+            assert time.monotonic() < end, "the model went on"
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def llama_cpp_peer(config):
+    """The bundled starter in its child process."""
+    options = {"temperature": 0.0, "context_window": 8000}
+    llm = llama_cpp.build(config, llama_cpp.STARTER, options)
+    llm.warm_up()
+    yield Peer(
+        llm,
+        llama_cpp.STARTER,
+        options,
+        "llama_cpp",
+        working=lambda: 0 if llm._child.is_idle else 1,
+        window=lambda: llm._child.load["window"],
+        break_off=lambda: psutil.Process(llm.process_id).kill(),
+    )
+    llm.close()
+
+
+@contextlib.contextmanager
+def ollama_peer(config):
+    """The stand-in, which repeats the words of the question."""
+    with serve(pace_seconds=0.012) as server:
+        options = {"url": server.url, "temperature": 0.0, "context_window": 8000}
+
+        @contextlib.contextmanager
+        def reject_key():
+            server.key = "right"
+            yield
+            server.key = None
+
+        @contextlib.contextmanager
+        def down():
+            with serve() as other:
+                gone = backend("ollama").build(config, "qwen3:4b", {"url": other.url})
+            yield gone, {"url": other.url}
+
+        def set_breaking_off(is_breaking_off):
+            server.is_breaking_off = is_breaking_off
+
+        yield Peer(
+            backend("ollama").build(config, "qwen3:4b", options),
+            "qwen3:4b",
+            options,
+            "ollama",
+            working=lambda: server.answering,
+            window=lambda: server.chats[-1]["options"]["num_ctx"],
+            break_off=lambda: set_breaking_off(True),
+            mend=lambda: set_breaking_off(False),
+            reject_key=reject_key,
+            down=down,
+        )
+
+
+PEERS = {"llama.cpp": llama_cpp_peer, "ollama": ollama_peer}
