@@ -20,6 +20,7 @@ PACKAGES = (
     "pypdf",
     "numpy",
     "streamlit",
+    "ollama",
 )
 
 

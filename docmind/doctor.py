@@ -119,7 +119,8 @@ def _answering(config: Config) -> Check:
         speed = llm.prefill_tokens_per_second
     finally:
         llm.close()
-    return Check("answering", True, f"{profile.name}: {profile.model} reads {speed:.0f} tokens/s")
+    figure = f" reads {speed:.0f} tokens/s" if speed else " is ready"
+    return Check("answering", True, f"{profile.name}: {profile.model}{figure}")
 
 
 def _version(package: str) -> str:

@@ -14,6 +14,7 @@ from docmind.errors import BackendUnavailable
 from docmind.events import FellBack, StepFinished, StepStarted, TextDelta
 from docmind.prompts import FIRST_THOUGHT, REACT
 
+pytestmark = pytest.mark.usefixtures("end_models")
 QUESTION = "How much did the repairs of the north quay cost?"
 RIGHT = "Repairs of the north quay cost 3.7 million euros."
 SEARCH = 'Thought: I need more.\nAction: search_documents\nAction Input: {"query": "herring landed"}'
@@ -308,6 +309,3 @@ def test_the_starter_works_as_an_agent_when_it_is_held_to_the_grammar(stocked):
         assert answer.finished in ("complete", "cut")
         assert not [mark for mark in ("Thought:", "Action:", "Observation:") if mark in shown(events)]
         assert answer.text
-    from docmind.backends.llama_cpp import close_all
-
-    close_all()

@@ -11,9 +11,9 @@ from waiting import is_gone, wait_until
 
 from docmind import chats, runs
 from docmind.answer import ask
-from docmind.backends import llama_cpp
 from docmind.events import FellBack, TextDelta
 
+pytestmark = pytest.mark.usefixtures("end_models")
 QUAY = "How much did the repairs of the north quay cost?"
 PILOTS = "How many people does the pilot station employ?"
 HONEY = "How much honey does a colony need to survive the winter?"
@@ -26,13 +26,6 @@ def ollama(monkeypatch):
     with serve() as server:
         monkeypatch.setenv("OLLAMA_HOST", server.url)
         yield server
-
-
-@pytest.fixture(autouse=True)
-def end_models():
-    """No model of a test outlives it."""
-    yield
-    llama_cpp.close_all()
 
 
 def said(text):

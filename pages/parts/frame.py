@@ -115,7 +115,7 @@ def _preload(opened: Library) -> None:
     try:
         profile = find_profile(opened.config)
         module = backend(profile.backend)
-        info = next((m for m in module.models(opened.config) if m.name == profile.model), None)
+        info = next((m for m in module.models(opened.config, profile.options) if m.name == profile.model), None)
         if info is not None and (info.size_bytes or 0) <= PRELOADED_MODEL_BYTES:
             llm: Any = module.build(opened.config, profile.model, dict(profile.options))
             llm.start()

@@ -16,6 +16,8 @@ from peers import PATIENCE, PEERS
 from docmind.backends import REGISTRY, backend
 from docmind.errors import BackendError, BackendUnavailable, ModelNotFound
 
+pytestmark = pytest.mark.usefixtures("end_models")
+
 STORY = "Write a very long story about a sailor who never comes home."
 FOR_MINUTES = 7000  # tokens: longer than anything here waits
 COUNT = "Count: one, two, three, four, five, six, seven."

@@ -18,6 +18,8 @@ from servers.ollama import PATIENCE, Model, Reply, serve, starter_writer
 from docmind.backends import ollama
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
 
+pytestmark = pytest.mark.usefixtures("end_models")
+
 GUIDE = Path(__file__).parents[2] / "docs" / "backends" / "ollama.md"
 CLOUD = Model("gpt-oss:120b-cloud", 131_072, 384, architecture="gptoss", remote_host="https://ollama.com:443")
 HELLO = [ChatMessage(role="user", content="Hello")]
@@ -590,6 +592,21 @@ def test_the_stand_in_is_strict(request_):
     """A request that a real server would misunderstand fails the test that sent it."""
     with pytest.raises(AssertionError), serve() as server, httpx.Client(trust_env=False) as client:
         assert client.post(f"{server.url}/api/chat", json=request_, timeout=PATIENCE).status_code == 400
+
+
+def test_llama_index_s_own_adapter_reads_the_same_from_the_stand_in(server, llm):
+    """Another client than ours, which was written for the real server, finds the stand-in to be one."""
+    from llama_index.llms.ollama import Ollama
+
+    reply = Reply(("Two", " words", "."), thinking=("Hm",))
+    server.enqueue(reply, reply)
+    stock = Ollama(model="qwen3:4b", base_url=server.url, context_window=8192, request_timeout=60.0)
+    messages = [ChatMessage(role="user", content="Say two words.")]
+    theirs = list(stock.stream_chat(messages))
+    ours = list(llm.stream_chat(messages))
+    assert theirs[-1].message.content == ours[-1].message.content == "Two words."
+    assert server.chats[0]["messages"] == server.chats[1]["messages"]
+    assert theirs[-1].raw["prompt_eval_count"] == ours[-1].raw["prompt_tokens"]
 
 
 def test_the_guide_lists_exactly_the_options():

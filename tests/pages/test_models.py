@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
+from waiting import PATIENCE_SECONDS
 
 from docmind.backends import REGISTRY, llama_cpp
 from pages.parts.safe import plain
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_SECONDS = 60
 POISON = "![x](http://evil.example/x.png) :red[*name*]"
 BACKEND = '''
 """A backend of another kind: a program that is not running, or one with models of odd names."""
@@ -36,6 +37,7 @@ def detect(config):
 @pytest.fixture(autouse=True)
 def nothing_cached():
     """The caches of Streamlit and the child of llama.cpp outlive a test."""
+    llama_cpp.close_all()
     st.cache_resource.clear()
     st.cache_data.clear()
     yield
@@ -196,7 +198,7 @@ temperature = 0.25
     app = page()
     assert not app.exception
     drawn = texts(app)
-    names = [text for text in drawn if text.startswith("**") and "llama.cpp" not in text]
+    names = [text for text in drawn if text.startswith("**") and not re.match(r"\*\*(llama.cpp|Ollama)", text)]
     assert names == [
         "**starter** :gray-badge[fast] :blue-badge[in use]",
         f"**{plain(POISON)}** :gray-badge[reasoning]",
