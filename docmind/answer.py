@@ -246,7 +246,15 @@ def _attempt(work: _Work, profile: Profile) -> Iterator[AnswerEvent]:
     work.profile, work.model = profile, routing.find_model(library.config, profile)
     work.profile = profile = routing.for_model(profile, work.model)
     llm: Any = find_backend(profile.backend).build(library.config, work.model.name, routing.options(profile))
-    routing.free_memory(but=profile.backend)
+    try:
+        routing.free_memory(but=profile.backend)
+        yield from _by_model(work, llm, profile)
+    finally:
+        llm.release()
+
+
+def _by_model(work: _Work, llm: Any, profile: Profile) -> Iterator[AnswerEvent]:
+    """The answer of a model that is there."""
     llm.start()
     if not work.reading.steps:
         yield StepStarted("search_documents", work.query)

@@ -112,10 +112,10 @@ def options(profile: Profile) -> dict[str, Any]:
 
 
 def call_arguments(profile: Profile) -> dict[str, Any]:
-    """What each call of the model is given."""
+    """What each call of the model is given; a setting that its backend does not have is left out."""
     arguments: dict[str, Any] = {"max_tokens": profile.max_output_tokens}
     for name in ("temperature", "top_p", "top_k"):
-        if getattr(profile, name) is not None:
+        if getattr(profile, name) is not None and takes(profile, name):
             arguments[name] = getattr(profile, name)
     if profile.stop:
         arguments["stop"] = list(profile.stop)
@@ -124,7 +124,14 @@ def call_arguments(profile: Profile) -> dict[str, Any]:
 
 def where_text_goes(url: str | None) -> tuple[Place, str]:
     """Whose machine reads questions and passages, and its name; a backend without an address runs in this program."""
-    host = urlsplit(url).hostname or "" if url else "localhost"
+    if url is None:
+        return "this device", "localhost"
+    try:
+        host = urlsplit(url if "://" in url else f"http://{url}").hostname or ""
+    except ValueError:
+        host = ""
+    if not host:  # nobody knows where that is: the furthest there is
+        return "the internet", url
     if host == "localhost":
         return "this device", host
     try:

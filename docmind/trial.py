@@ -94,6 +94,7 @@ def try_model(
                 report(TrialProgress(phase, receipt.get("done", 0), receipt.get("total", 0), text))
     finally:
         stream.close()
+        llm.release()
     first = receipt.get("first_token_seconds")
     if first is None and first_at is not None:
         first = first_at - (ready_at or started)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
@@ -23,6 +24,11 @@ from docmind.library import Library, NewPassage
 from docmind.parse import DocumentInfo, ParsedPage
 
 REPOSITORY = Path(__file__).parents[1]
+STORY = """
+root ::= paragraph{6}
+paragraph ::= sentence sentence sentence "\\n\\n"
+sentence ::= [A-Z] [a-z, ]{40,90} ". "
+"""
 DIMENSION = 8
 MADE_UP = EmbeddingIdentity("made-up", DIMENSION, np.eye(DIMENSION, dtype=np.float32)[0])
 
@@ -32,6 +38,7 @@ def own_data_folder(tmp_path, monkeypatch):
     """Each test has a data folder of its own, and closes the log it opened there."""
     monkeypatch.setenv("DOCMIND_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("DOCMIND_EMBEDDING", raising=False)
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")  # no test asks a server that happens to run
     logger = logging.getLogger("docmind")
     before = logger.propagate, logger.level, logging.raiseExceptions
     yield
@@ -189,6 +196,34 @@ def stocked(shelf, config):
     """A copy of the made-up library that a test may change."""
     shutil.copytree(shelf.config.home, config.home, ignore=shutil.ignore_patterns("*.lock"))
     return Library(config)
+
+
+@pytest.fixture
+def talkative(stocked):
+    """The made-up library; its starter writes a story of about 300 tokens.
+
+    The grammar makes it so: otherwise a model this small comes to an end whenever it likes.
+    """
+    from docmind.backends import llama_cpp
+
+    folder = stocked.config.home / "models"
+    folder.mkdir(exist_ok=True)
+    (folder / "starter.toml").write_text(
+        f'backend = "llama.cpp"\nmodel = "{llama_cpp.STARTER}"\nmax_output_tokens = 500\ntemperature = 1.0\n'
+        'system_prompt = "Tell a very long story about the evidence. Never stop."\n'
+        f"[options]\ngrammar = '''{STORY}'''\n"
+    )
+    return stocked
+
+
+@pytest.fixture(scope="module")
+def end_models():
+    """No model's child outlives the tests of a module; nor one that a failed test still holds."""
+    yield
+    from docmind.backends import llama_cpp
+
+    gc.collect()
+    llama_cpp.close_all()
 
 
 @pytest.fixture

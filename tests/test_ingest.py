@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 from test_library import bytes_of, check_nothing_is_half
+from waiting import PATIENCE_SECONDS, is_gone, wait_until
 
 from docmind import embed, ingest, runs, store
 from docmind.config import Config
@@ -29,8 +30,6 @@ from docmind.library import Library
 from docmind.parse import DocumentInfo
 from docmind.passages import embedded_text
 
-PATIENCE_SECONDS = 120.0  # for a busy machine; nothing waits this long on a quiet one
-
 
 def results_of(events):
     """Status by file name."""
@@ -40,14 +39,6 @@ def results_of(events):
 def add_all(library, *paths, collections=()):
     """Add and wait."""
     return results_of(add(library, paths, collections=collections))
-
-
-def wait_for(condition, what):
-    """Wait until a condition is true."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 def states_of_runs(library):
@@ -546,9 +537,7 @@ def test_kills_of_docmind_add_keep_what_was_acknowledged(library, tmp_path, in_c
                 row = json.loads(line)
                 assert row["status"] in ("added", "unchanged")
                 acknowledged[Path(row["path"]).name] = row["document_id"]
-        wait_for(
-            lambda those=workers: not any(w.is_running() and w.status() != "zombie" for w in those), "a worker stayed"
-        )
+        wait_until(lambda those=workers: all(map(is_gone, those)), lambda: "a worker stayed")
         found = {document.name: document.document_id for document in Library(library.config).documents()}
         assert acknowledged.items() <= found.items()
         assert len(found) <= len(acknowledged) + 1

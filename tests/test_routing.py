@@ -25,6 +25,10 @@ from docmind.profiles import Profile
         ("http://8.8.8.8:11434", "the internet"),
         ("http://127.0.0.1.example.com", "the internet"),
         ("http://localhost@example.com", "the internet"),
+        ("8.8.8.8:11434", "the internet"),
+        ("localhost:11434", "this device"),
+        ("http://", "the internet"),
+        ("http://[::1", "the internet"),
     ],
 )
 def test_where_text_goes_follows_from_the_address(url, place):

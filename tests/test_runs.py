@@ -10,8 +10,8 @@ import pytest
 
 from docmind import chats, runs
 from docmind.answer import Answer
-from docmind.events import StepStarted, TextDelta
 from docmind.backends import backend
+from docmind.events import StepStarted, TextDelta
 from docmind.ingest import FileFinished, FileStarted, Summary
 from docmind.store import reading
 

@@ -76,6 +76,10 @@ class LlamaCppLLM(StreamedLLM):
         for call in list(self._calls):
             self._child.stop(call)
 
+    def release(self) -> None:
+        """The child stays for the next object that names it, and ends when another backend or model is built."""
+        self._child.users.discard(id(self))
+
     def close(self) -> None:
         """Unload the model if no other object names it; a later call loads it again."""
         self._child.users.discard(id(self))

@@ -103,6 +103,12 @@ class StreamedLLM(LLM):
         for running in list(self._running):
             running.stop()
 
+    def release(self) -> None:
+        """Say that this object is done with: the model stays for the next one, and goes when another is wanted.
+
+        Objects of LlamaIndex stand in cycles of references, so that Python may free them long after their last use.
+        """
+
     def close(self) -> None:
         """Give back what the model holds; a later call takes it again."""
 

@@ -119,6 +119,7 @@ def _preload(opened: Library) -> None:
         if info is not None and (info.size_bytes or 0) <= PRELOADED_MODEL_BYTES:
             llm: Any = module.build(opened.config, profile.model, dict(profile.options))
             llm.start()
+            llm.release()  # the first question takes it over; frozen below, it would never be freed by itself
         embed.identity()
         opened.vector_index()
     except DocMindError as error:  # the question that needs it will say so on the screen

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from docmind import runs
 from docmind.ingest import FileFinished, FileResult, FileStarted, PagesRead, Summary, Waiting
-from pages.parts.safe import plain
+from pages.parts.safe import plain, plain_with_code
 
 if TYPE_CHECKING:
     from docmind.ingest import Outcome
@@ -149,7 +149,7 @@ def summary(progress: Progress) -> str:
 
 def line(result: FileResult) -> str:
     """One file that needs attention: what happened and what to do."""
-    hint = plain(result.hint or result.reason or "", limit=HINT_CHARACTERS)
+    hint = plain_with_code(result.hint or result.reason or "", limit=HINT_CHARACTERS)
     if result.status == "refused":  # its hint begins with the name
         return f":red-badge[not added] {hint}"
     return f":orange-badge[read in part] **{plain(PurePath(result.path).name)}** {hint}"

@@ -172,7 +172,9 @@ def _draw_model() -> None:
         # A profile made for this model brings its settings along.
         fitting = next((p for p in profiles if (p.backend, p.model) == (backend, model)), None)
         state["profile"], state["backend"], state["model"] = fitting and fitting.name, backend, model
-    _draw_place(detection.url if detection else None)
+    profile = next((p for p in profiles if p.name == state["profile"]), None)
+    own_url = profile.options.get("url") if profile else None  # a profile may name another machine
+    _draw_place(own_url or (detection.url if detection else None))
 
 
 PLACES = {

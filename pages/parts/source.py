@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import streamlit as st
 
 from docmind.errors import DocMindError, DocumentError, DocumentNotFound
-from pages.parts.safe import plain
+from pages.parts.frame import show_error
+from pages.parts.safe import plain, plain_with_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,7 +126,7 @@ def _draw_pane(library: Library, citations: list[dict[str, Any]], is_running: bo
             except DocumentNotFound:
                 _draw_removed(citation)
             except DocMindError as error:  # the page is damaged; what was quoted is kept beside it
-                st.error(f"{plain(str(error), limit=500)}\n\n{plain(error.hint, limit=500)}")
+                show_error(error)
                 _draw_quote(citation, None)
 
 
@@ -279,8 +280,8 @@ def _draw_picture(
             st.image(picture.jpeg, width="stretch", output_format="JPEG", alt=alt)
     except DocumentError as error:
         frame.empty()
-        hint = f" {plain(error.hint, limit=300)}" if error.hint else ""
-        st.caption(f"No picture, only the text: {plain(str(error), limit=400)}{hint}")
+        hint = f" {plain_with_code(error.hint, limit=300)}" if error.hint else ""
+        st.caption(f"No picture, only the text: {plain_with_code(str(error), limit=400)}{hint}")
         return False
     return True
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import streamlit as st
 
 from docmind.parse import PAGE_REASONS
-from pages.parts.safe import plain
+from pages.parts.safe import plain, plain_with_code
 
 if TYPE_CHECKING:
     from docmind.library import Document, Library, Page
@@ -93,7 +93,7 @@ def draw_xray(library: Library, document: Document) -> None:
         return
     st.subheader(plain(document.name), anchor=False)
     if document.state == "partial":
-        st.markdown(f":orange-badge[read in part] {plain(document.hint, limit=600)}")
+        st.markdown(f":orange-badge[read in part] {plain_with_code(document.hint, limit=600)}")
     key = f"xray_page_{document.document_id}"
     st.session_state.setdefault(key, next((n for n, state in pages if _RANK[state] >= _RANK["not_reached"]), 1))
     counts = Counter(state for _, state in pages)

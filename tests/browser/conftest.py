@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_SECONDS
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_SECONDS = 120  # for anything a busy machine may be slow at
 PAGES = ("chat", "documents", "models", "performance")
 
 
@@ -187,11 +187,32 @@ def browser():
 
 @pytest.fixture
 def page(browser):
-    """A page of a fresh profile, 1280 × 800; waits up to `PATIENCE_SECONDS` for what it is told to wait for."""
+    """A page of a fresh profile, 1280 × 800; waits up to `PATIENCE_SECONDS` for what it is told to wait for.
+
+    `page.asked` are the addresses it has asked for.
+    """
     context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(PATIENCE_SECONDS * 1000)
-    yield context.new_page()
+    yield _open_page(context)
     context.close()
+
+
+def _open_page(context):
+    context.set_default_timeout(PATIENCE_SECONDS * 1000)
+    page = context.new_page()
+    page.asked = []
+    page.on("request", lambda request: page.asked.append(request.url))
+    return page
+
+
+@pytest.fixture
+def asked_of_others():
+    """What a page asked of anybody but a server: `asked_of_others(page, url)`."""
+
+    def find(page, url):
+        own = (url, url.replace("http:", "ws:"), "data:", "blob:")
+        return [asked for asked in page.asked if not asked.startswith(own)]
+
+    return find
 
 
 # What Chromium itself calls, whatever the page is; it has no switch that turns all of it off.
@@ -247,7 +268,6 @@ def sink(browser):
             stack.callback(proxy.close)
             context = browser.new_context(proxy={"server": proxy.address, "bypass": "127.0.0.1,localhost"}, **options)
             stack.callback(context.close)
-            context.set_default_timeout(PATIENCE_SECONDS * 1000)
-            return context.new_page(), proxy
+            return _open_page(context), proxy
 
         yield make

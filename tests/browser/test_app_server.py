@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 TOKEN = "a-token-of-enough-letters"
@@ -175,10 +176,11 @@ def test_a_server_that_listens_everywhere_all_the_same_answers_this_machine_only
     folder = ["--app-dir", str(REPOSITORY), "--host", "0.0.0.0", "--port", str(port)]
     served = app_server(command=[sys.executable, "-m", "uvicorn", "app:app", *folder], port=None, is_awaited=False)
     served.url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
-    while status_at("127.0.0.1", port, f"localhost:{port}", in_child) != 200:
-        assert served.process.poll() is None, served.output()
-        assert time.monotonic() < deadline, served.output()
+    wait_until(
+        lambda: served.process.poll() is not None or status_at("127.0.0.1", port, f"localhost:{port}", in_child) == 200,
+        served.output,
+    )
+    assert served.process.poll() is None, served.output()
     assert status_at(address, port, f"{address}:{port}", in_child) == 403
     assert status_at(address, port, f"localhost:{port}", in_child) == 403
 
@@ -316,10 +318,7 @@ def test_a_poisoned_page_reaches_nobody(app_server, checkout, sink, tmp_path):
     (tmp_path / "bare" / "app.py").write_text(POISON, encoding="utf-8")
     bare = app_server("--server.address", "127.0.0.1", folder=tmp_path / "bare", home=tmp_path / "other")
     page, seen = open_poisoned(bare, sink)
-    deadline = time.monotonic() + 60
-    while sum("evil.example" in line for line in seen.hosts) < 5:
-        assert time.monotonic() < deadline, seen.hosts
-        page.wait_for_timeout(100)
+    wait_until(lambda: sum("evil.example" in line for line in list(seen.hosts)) >= 5, lambda: seen.hosts)
     page, seen = open_poisoned(app_server(folder=checkout(chat=POISON)), sink)
     page.wait_for_timeout(2000)  # what was asked for is on its way
     assert seen.hosts == set()
@@ -397,10 +396,7 @@ def test_docmind_starts_the_app_in_the_browser(app_server, program, tmp_path, ar
     environment = {"DISPLAY": ":99", "BROWSER": f"{opener} %s"}
     home = tmp_path / "elsewhere"
     served = start_docmind(app_server, "--home", str(home), *arguments, folder=program, environment=environment)
-    deadline = time.monotonic() + 120
-    while not (opened.exists() and opened.read_text().strip()):
-        assert time.monotonic() < deadline, served.output()
-        time.sleep(0.05)
+    wait_until(lambda: opened.exists() and opened.read_text().strip(), served.output)
     assert opened.read_text().splitlines() == [served.url]
     child = next(iter(psutil.Process(served.process.pid).children()))
     assert child.environ()["DOCMIND_HOME"] == str(home)

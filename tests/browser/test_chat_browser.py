@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import sqlite3
 import time
 
 import pytest
+from waiting import PATIENCE_SECONDS, wait_until
 
 from docmind import chats, runs
 from docmind.answer import Answer
@@ -16,8 +18,8 @@ from docmind.citations import Sentence
 from docmind.errors import ModelNotFound
 from docmind.library import Library
 
-PATIENCE_SECONDS = 120
 QUESTION = "How many containers did the harbour of Ellmere handle in 2023?"
+A_PIXEL = 1.0  # the browser rounds to fractions of one
 LONG = "Tell me all about the harbour, the quay, the pilots and the herring."
 # Every length the last answer's text has on the screen, as it grows.
 WATCH = """() => { window.lengths = []; const look = () => {
@@ -25,32 +27,59 @@ WATCH = """() => { window.lengths = []; const look = () => {
   const n = blocks.length ? blocks[blocks.length - 1].textContent.length : 0;
   if (window.lengths[window.lengths.length - 1] !== n) window.lengths.push(n);
   requestAnimationFrame(look); }; look(); }"""
+# Every frame: how far each message and each block of the last one stands from the beginning of the chat, how high the
+# last message is, where the question box stands on the screen; and all that Chromium calls a layout shift.
+MEASURE = """() => {
+  const seen = window.seen = { shifts: [], frames: [] };
+  new PerformanceObserver((list) => {
+    for (const entry of list.getEntries()) {
+      if (!entry.hadRecentInput) seen.shifts.push([entry.startTime, entry.value]);
+    }
+  }).observe({ type: 'layout-shift', buffered: true });
+  const since = performance.now();
+  let last = '';
+  const look = () => {
+    const main = document.querySelector('[data-testid=stMain]');
+    const messages = [...document.querySelectorAll('[data-testid=stChatMessage]')];
+    const growing = messages[messages.length - 1];
+    const place = (node) => node.getBoundingClientRect().top + main.scrollTop;
+    const frame = {
+      box: document.querySelector('[data-testid=stChatInput]')?.getBoundingClientRect().top,
+      messages: messages.map(place),
+      height: growing?.getBoundingClientRect().height,
+      blocks: [...(growing?.querySelectorAll('[data-testid=stMarkdownContainer] > p') ?? [])].map(
+        (node) => [place(node), node.textContent]),
+      isWriting: Boolean(document.querySelector('.st-key-stop')) && !growing?.querySelector('a'),  // no chips yet
+    };
+    const text = JSON.stringify(frame);
+    if (text !== last) seen.frames.push(frame);
+    last = text;
+    requestAnimationFrame(look);
+  };
+  look();
+  seen.since = since;
+}"""
 
 
-@pytest.fixture
-def talkative(stocked):
-    """The data folder with the made-up documents and a starter that writes for long."""
-    folder = stocked.config.home / "models"
-    folder.mkdir(exist_ok=True)
-    model = backend("llama.cpp").models(stocked.config)[0].name
-    (folder / "starter.toml").write_text(
-        f'backend = "llama.cpp"\nmodel = "{model}"\nmax_output_tokens = 500\ntemperature = 1.0\n'
-        'system_prompt = "Tell a very long story about the evidence. Never stop."\n'
-    )
-    return stocked
+def _worst_window(shifts):
+    """The largest sum of layout shifts in a session window: at most a second between two of them, five in all.
 
-
-def _wait_until(condition):
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    Source: https://web.dev/articles/cls
+    """
+    worst = total = 0.0
+    began = before = None
+    for moment, value in sorted(shifts):
+        if before is None or moment - before >= 1000 or moment - began >= 5000:
+            began, total = moment, 0.0
+        before, total = moment, total + value
+        worst = max(worst, total)
+    return worst
 
 
 def _ask(page, question):
     box = page.get_by_test_id("stChatInputTextArea")
     box.wait_for()
-    _wait_until(box.is_enabled)
+    wait_until(box.is_enabled)
     box.fill(question)
     box.press("Enter")
 
@@ -62,12 +91,12 @@ def _receipts(page):
 
 def _wait_for_answers(page, count=1):
     """So many answers have ended on the screen."""
-    _wait_until(lambda: _receipts(page).count() == count)
+    wait_until(lambda: _receipts(page).count() == count)
 
 
 def _wait_for_words(page):
     """The answer has begun to be written."""
-    _wait_until(lambda: len(_shown(page)) > 40)
+    wait_until(lambda: len(_shown(page)) > 40)
 
 
 def _kept(library):
@@ -120,13 +149,47 @@ def test_words_arrive_in_steps_and_a_stop_keeps_them(app_server, page, talkative
     page.evaluate(WATCH)
     _ask(page, LONG)
     _wait_for_words(page)
-    _wait_until(lambda: page.evaluate("new Set(window.lengths).size") >= 6)
+    wait_until(lambda: page.evaluate("new Set(window.lengths).size") >= 6)
     page.keyboard.press("Escape")
     page.get_by_text("Stopped. What was written so far is kept.").wait_for()
     kept = _kept(talkative)[-1]
     assert kept.finished == "stopped"
     assert kept.text
     assert _letters(_shown(page)) == _letters(kept.text)
+
+
+def test_nothing_jumps_while_words_arrive(app_server, page, talkative):
+    """Neither the question box nor what stands there already, also when the answer begins and when it ends."""
+    page.goto(app_server().url)
+    _ask(page, QUESTION)
+    _wait_for_answers(page)
+    page.evaluate(MEASURE)
+    _ask(page, LONG)
+    _wait_for_answers(page, 2)
+    page.get_by_test_id("stChatInputTextArea").and_(page.locator(":enabled")).wait_for()
+    page.wait_for_timeout(1000)  # what moves late, moves too
+    seen = page.evaluate("window.seen")
+    frames = seen["frames"]
+    boxes = [frame["box"] for frame in frames]
+    assert None not in boxes
+    assert max(boxes) - min(boxes) <= A_PIXEL
+    # The first question and answer stay, and so does the second question below them.
+    for earlier in range(3):
+        places = [frame["messages"][earlier] for frame in frames if len(frame["messages"]) > earlier]
+        assert max(places) - min(places) <= A_PIXEL, earlier
+    asked = next(number for number, frame in enumerate(frames) if len(frame["messages"]) == 4)
+    growing = frames[asked:]
+    writing = [frame for frame in growing if frame["isWriting"]]
+    assert len({frame["height"] for frame in writing}) > 4, "it was not seen to grow"
+    for before, after in itertools.pairwise(growing):
+        assert len(after["messages"]) == 4
+        assert after["height"] >= before["height"] - A_PIXEL
+    for before, after in itertools.pairwise(writing):
+        # All but the paragraph that is being written.
+        for (place, words), (then, now) in zip(before["blocks"][:-1], after["blocks"], strict=False):
+            assert abs(then - place) <= A_PIXEL
+            assert now == words
+    assert _worst_window([shift for shift in seen["shifts"] if shift[0] > seen["since"]]) < 0.1
 
 
 def test_an_answer_survives_a_refresh_a_page_switch_and_a_second_tab(app_server, page, talkative):
@@ -158,7 +221,7 @@ def test_a_closed_tab_does_not_end_the_answer(app_server, page, talkative):
     _wait_for_words(page)
     address, context = page.url, page.context
     page.close()
-    _wait_until(lambda: _kept(talkative)[-1].finished)
+    wait_until(lambda: _kept(talkative)[-1].finished)
     assert _kept(talkative)[-1].finished in ("complete", "cut")
     again = context.new_page()
     again.goto(address)
@@ -174,7 +237,7 @@ def test_thirty_random_refreshes_switches_and_tabs_change_no_letter(app_server, 
     tabs = [page]
     for answers in range(1, 7):
         _ask(page, LONG)
-        _wait_until(lambda answers=answers: len(_kept(talkative)) == 2 * answers)
+        wait_until(lambda answers=answers: len(_kept(talkative)) == 2 * answers)
         for _ in range(5):
             time.sleep(chance.uniform(0.1, 1.5))
             tab = chance.choice(tabs)
@@ -183,17 +246,17 @@ def test_thirty_random_refreshes_switches_and_tabs_change_no_letter(app_server, 
                     tab.get_by_role("link", name=chance.choice(["Documents", "Models", "Performance"])).click()
                     tab.get_by_role("link", name="Ask").click()
                     # A reload before the page has drawn once is a visit to no chat in particular.
-                    _wait_until(lambda tab=tab: "c=" in tab.evaluate("location.search"))
+                    wait_until(lambda tab=tab: "c=" in tab.evaluate("location.search"))
                 case "tab" if len(tabs) < 3:
                     tabs.append(page.context.new_page())
                     tabs[-1].goto(f"{page.url.partition('?')[0]}?c={_chat(talkative)}")
                 case _:
                     tab.reload()
-        _wait_until(lambda: _kept(talkative)[-1].finished)
+        wait_until(lambda: _kept(talkative)[-1].finished)
         kept = _letters(_kept(talkative)[-1].text)
         for tab in tabs:
             _wait_for_answers(tab, answers)
-            _wait_until(lambda tab=tab, kept=kept: _letters(_shown(tab)) == kept)
+            wait_until(lambda tab=tab, kept=kept: _letters(_shown(tab)) == kept)
     assert not [message for message in _kept(talkative) if message.role == "assistant" and not message.finished]
 
 
@@ -209,9 +272,9 @@ def test_the_model_is_switched_in_the_middle_of_a_chat(app_server, page, stocked
     box = page.get_by_test_id("stSidebar").get_by_role("combobox").nth(1)
     box.click()
     page.get_by_role("option", name="second-model").click()
-    _wait_until(lambda: "second-model" in box.evaluate("e => (e.value || '') + e.textContent"))
+    wait_until(lambda: "second-model" in box.evaluate("e => (e.value || '') + e.textContent"))
     _ask(page, QUESTION)
-    _wait_until(lambda: len(_kept(stocked)) == 4 and _kept(stocked)[-1].finished)
+    wait_until(lambda: len(_kept(stocked)) == 4 and _kept(stocked)[-1].finished)
     assert [m.details["model"] for m in _kept(stocked) if m.role == "assistant"] == [info.name, "second-model"]
 
 
@@ -241,7 +304,7 @@ def test_a_killed_server_keeps_what_was_written(app_server, page, talkative):
     page.goto(served.url)
     _ask(page, LONG)
     _wait_for_words(page)
-    _wait_until(lambda: _kept(talkative)[-1].text)
+    wait_until(lambda: _kept(talkative)[-1].text)
     address = page.url.partition("?")[2]
     served.process.kill()
     served.process.wait()

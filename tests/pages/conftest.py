@@ -8,9 +8,9 @@ import pytest
 import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
+from waiting import PATIENCE_SECONDS
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_SECONDS = 120
 
 
 @pytest.fixture

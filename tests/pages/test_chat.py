@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import shutil
-import time
 
 import pytest
+from waiting import PATIENCE_SECONDS, wait_until
 
 from docmind import chats, runs
 from docmind.backends import backend
 
-PATIENCE_SECONDS = 120
+pytestmark = pytest.mark.usefixtures("end_models")
 QUESTION = "How many containers did the harbour of Ellmere handle in 2023?"
 POISON = "![x](http://127.0.0.1:9/x.png) :material/home: $a$ <img src=x> [l](http://127.0.0.1:9/)"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def end_models():
-    """No child outlives the tests."""
-    yield
-    from docmind.backends import llama_cpp
-
-    gc.collect()
-    llama_cpp.close_all()
 
 
 def _markdown(app):
@@ -41,11 +30,8 @@ def _labels(buttons):
 
 def _run_to_the_end(app):
     """Draw until no answer is being written."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
     app.run()
-    while runs.answering(app.session_state["chat"]):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not runs.answering(app.session_state["chat"]))
     return app.run()
 
 
@@ -65,9 +51,7 @@ def _answer(library, chat="c1", question="How long is the quay?", text="It is 30
         "finished": "complete", "reason": None, "not_in_documents": False, "nearest": (), "citations": (),
         "sentences": (Sentence(text, 0, len(text), "none"),), "steps": (), "context": {}, "timings": {},
     } | details  # fmt: skip
-    answer = Answer(
-        text=text, backend="llama.cpp", model="m", profile="starter", run_id=run_id, chat_id=chat, **given
-    )
+    answer = Answer(text=text, backend="llama.cpp", model="m", profile="starter", run_id=run_id, chat_id=chat, **given)
     chats.finish(library, message_id, answer)
     runs.finish_run(library, run_id, answer.finished)
     return message_id

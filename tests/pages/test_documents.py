@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,13 @@ import streamlit as st
 from filelock import FileLock
 from pypdf import PdfReader, PdfWriter
 from streamlit.testing.v1 import AppTest
+from waiting import PATIENCE_SECONDS, wait_until
 
 from docmind import runs
 from docmind.library import Library
 from docmind.sample import sample_path
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_SECONDS = 120
 POISON = "![x](x.png) $a$ :smile: :red[r] <img src=x> [y](z).txt"  # all that a file's name can hold
 ALIVE = re.compile(r"(?<!\\)(!\[|<img|\$a|:smile:|:red\[|\[y)")  # a character that no backslash disarms
 
@@ -248,11 +247,7 @@ def progress_text(page):
 
 def look_until(page, condition):
     """Look again and again, as the fragment does in a browser."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition(page):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-        page.run()
+    wait_until(lambda: condition(page) or condition(page.run()))
     return page
 
 

@@ -9,13 +9,13 @@ import pytest
 import streamlit as st
 from fake_nvml import CARD, Error, fake_nvml, process
 from streamlit.testing.v1 import AppTest
+from waiting import PATIENCE_SECONDS
 
 from docmind import hardware, metrics, runs
 from docmind.library import Library
 from pages.parts.safe import plain
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_SECONDS = 60
 POISON = "![x](http://evil.example/x.png) :red[*model*] <img src=http://evil.example/y.png>"
 STRIP = "import streamlit as st\nfrom pages.parts.panel import draw_strip\nwith st.sidebar:\n    draw_strip()\n"
 

@@ -13,6 +13,7 @@ import time
 
 import psutil
 import pytest
+from waiting import is_gone, wait_until
 
 from docmind.errors import DocumentError
 from docmind.parse import DocumentInfo, ParsedPage, ParseEnd, Parser
@@ -21,19 +22,10 @@ from docmind.parse.boxes import pack
 LINE = b"(The quick brown fox jumps over the lazy dog and reads on for a while) Tj T* "
 FULL_PAGE = b"BT /F1 9 Tf 11 TL 40 750 Td " + LINE * 60 + b"ET"
 HELLO = b"BT /F1 20 Tf 72 700 Td (Hello) Tj ET"
-PAUSE_SECONDS = 0.02
-PATIENCE_SECONDS = 60  # far more than any machine needs
 
 
 def _children():
     return psutil.Process().children(recursive=True)
-
-
-def _wait_until(condition):
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(PAUSE_SECONDS)
 
 
 @pytest.fixture
@@ -113,7 +105,7 @@ def test_a_process_killed_between_two_files_is_replaced(parser, write_pages):
     list(parser.parse(path))
     [worker] = _children()
     worker.kill()
-    _wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: is_gone(worker))
     assert len(list(parser.parse(path))) == 3
 
 
@@ -177,7 +169,7 @@ def test_the_process_ends_when_its_parent_is_killed(tmp_path, long_pdf):
     with subprocess.Popen([sys.executable, "-c", script, tmp_path, long_pdf], stdout=subprocess.PIPE) as parent:
         worker = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    _wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: is_gone(worker))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limits; the parent watches there")
