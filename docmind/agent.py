@@ -9,6 +9,7 @@ then asks for one from the evidence (`forced`), where the stock agent would try 
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.agent.react.formatter import ReActChatFormatter
@@ -60,7 +61,7 @@ class Steps(ReActOutputParser):
 
     def parse(self, output: str, is_streaming: bool = False) -> BaseReasoningStep:
         """The step; a response without text where there is none, and for a call that must not be made."""
-        step = read_step(output)
+        step = read_step(output.encode("utf-8", "replace").decode())
         if not step.tool:
             return ResponseReasoningStep(thought=step.thought, response=step.text, is_streaming=is_streaming)
         arguments = checked(step.tool, step.arguments)
@@ -89,9 +90,8 @@ def checked(tool: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
         case "search_documents", {"query": str(query)} if query.strip():
             return {"query": query.strip()}
         case "read_page", {"document": str(document)} if document.strip():
-            page = given.get("page", 1)
-            number = int(page) if isinstance(page, (int, float)) or str(page).strip().isdecimal() else 1
-            return {"document": document.strip(), "page": max(1, min(number, 1_000_000))}
+            digits = re.match(r"\d{1,7}", str(given.get("page", 1)).strip())  # of 2, 2.0 and "2"; infinity has none
+            return {"document": document.strip(), "page": max(1, int(digits[0]) if digits else 1)}
         case "list_documents", _:
             return {}
     return None
@@ -229,6 +229,8 @@ async def work(
     is_over = False
     try:
         async for event in handler.stream_events():
+            if stop is not None and stop.is_set() and isinstance(event, ToolCall | ToolCallResult):
+                return
             match event:
                 case AgentStream():
                     yield ChatResponse(
@@ -241,10 +243,9 @@ async def work(
                     if isinstance(failure, DocMindError):
                         raise failure
                     done = reading.steps[-1]
+                    done["arguments"] = event.tool_kwargs
                     yield StepFinished(done["tool"], done["input"], done["hits"], done["documents"], done["seconds"])
                 case ToolCall():
-                    if stop is not None and stop.is_set():
-                        return
                     yield StepStarted(event.tool_name, _shown(event.tool_kwargs))
         is_over = True
         await handler

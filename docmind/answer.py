@@ -26,7 +26,7 @@ from docmind.history import History, Turn
 from docmind.parse.boxes import boxes_for
 from docmind.prompts import ANSWER_GRAMMAR, NO_ANSWER, NOT_IN_DOCUMENTS, REACT, direct_messages, observation_text
 from docmind.tools import Reading
-from docmind.transcript import answer_so_far, read_step, without_thinking
+from docmind.transcript import answer_so_far, read_step, without_partial_tag, without_thinking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -48,6 +48,7 @@ NEAREST = 3  # passages shown when the documents do not answer
 MAX_QUESTION_CHARACTERS = 4_000
 KEEP_SECONDS = 3.0  # how often a growing answer is kept in its chat
 STOP_POLL_SECONDS = 0.05
+LONGEST_MARK = 64  # characters of a "[1, 2, 3]" that is held back until it is decided
 SPARE_TOKENS = 16  # what a chat template adds around a message
 STEP_TOKENS = 640  # of the window, at most an eighth, kept for the agent's own thoughts and calls
 # How long the conversation before may take to read, in shares of the first-token target: it is read only once.
@@ -130,8 +131,7 @@ class _Work:
     query: str = ""  # what is searched for
     asked: str = ""  # the question as the model is told it
     turns: list[Turn] = field(default_factory=list)  # of the chat, before this one
-    turn_pages: dict[tuple[str, int], Page] = field(default_factory=dict)
-    before: History = field(default_factory=lambda: History((), {}))  # of these what the model is given
+    before: History = field(default_factory=History)  # of these what the model is given
     profile: Profile | None = None
     model: ModelInfo | None = None
     hits: list[Hit] = field(default_factory=list)  # of the first search
@@ -139,6 +139,7 @@ class _Work:
     shown: str = ""
     fallbacks: list[dict[str, Any]] = field(default_factory=list)
     attempts: list[dict[str, Any]] = field(default_factory=list)
+    wrote: dict[str, tuple[Profile, ModelInfo]] = field(default_factory=dict)  # of each attempt, by "backend · model"
     receipt: dict[str, Any] = field(default_factory=dict)  # the last message of the model
     model_calls: int = 0
     first_token_seconds: float | None = None
@@ -184,13 +185,13 @@ def ask(
     question = question.strip()[:MAX_QUESTION_CHARACTERS]
     if not question:
         raise DocMindError("There is no question.", "Write one.", reason="no_question")
+    turns = history.turns_of(library, chat)
     run_id = runs.start_run(library, "answer", run_id)
-    turns, pages = history.turns_of(library, chat)
     message_id = None if chat is None else chats.begin(library, chat, question, run_id)
     now = time.monotonic()
     work = _Work(
         library, question, run_id, chat, message_id, stop, now, Reading(library, collections, documents),
-        query=standalone(question, [turn.query for turn in turns]), asked=question, turns=turns, turn_pages=pages,
+        query=standalone(question, [turn.query for turn in turns]), asked=question, turns=turns,
         kept_at=now,
     )  # fmt: skip
     answer: Answer | None = None
@@ -228,7 +229,8 @@ def _answer(work: _Work, route: Sequence[Profile]) -> Iterator[AnswerEvent]:
             yield from _attempt(work, profile)
             return
         except BackendError as error:
-            failure = failure or error  # what was chosen is what has to be mended
+            if failure is None or work.shown:  # what was chosen has to be mended; a text is cut by its own error
+                failure = error
             if work.is_stopped or place + 1 == len(route) or not routing.can_another_help(error):
                 break
             yield _fall_back(work, profile, route[place + 1], error)
@@ -236,6 +238,7 @@ def _answer(work: _Work, route: Sequence[Profile]) -> Iterator[AnswerEvent]:
     if work.attempts and not work.shown:  # the last one wrote nothing: what there is stays
         last = work.attempts.pop()
         work.raw = work.shown = last["text"]
+        work.profile, work.model = work.wrote[last["model"]]
     raise failure
 
 
@@ -288,10 +291,15 @@ def _fall_back(work: _Work, before: Profile, after: Profile, error: BackendError
         {"from": event.before, "to": event.after, "reason": error.reason, "message": str(error), "hint": error.hint}
     )
     if work.shown:
-        work.attempts.append({"text": strip_markers(work.raw), "model": event.before, "reason": error.reason})
+        work.attempts.append({"text": work.shown, "model": event.before, "reason": error.reason})
+        assert work.profile is not None
+        assert work.model is not None
+        work.wrote[event.before] = work.profile, work.model
     work.raw = work.shown = ""
     work.receipt, work.first_token_seconds, work.error = {}, None, None
     work.reading.steps = work.reading.steps[:1]
+    if work.message_id is not None:  # whatever happens next, this is kept
+        chats.keep_attempts(work.library, work.message_id, work.attempts, work.fallbacks)
     return event
 
 
@@ -330,26 +338,29 @@ def _give(work: _Work, llm: Any, profile: Profile) -> None:
     """Decide what the model is given: of the chat before, and of what was found."""
     config, is_agent = work.library.config, profile.agent == "react"
     window = llm.metadata.context_window
-    header = direct_messages(work.query, [], REACT if is_agent else profile.system_prompt)
-    room = (
-        window - llm.count_tokens(header) - profile.max_output_tokens - SPARE_TOKENS - (STEP_TOKENS if is_agent else 0)
-    )
-    speed = llm.prefill_tokens_per_second
+    header = direct_messages("", [], REACT if is_agent else profile.system_prompt)
+    room = window - llm.count_tokens(header) - profile.max_output_tokens - SPARE_TOKENS
+    room -= min(STEP_TOKENS, window // 8) if is_agent else 0
+    speed, reach = llm.prefill_tokens_per_second, work.reading
+    within: frozenset[str] | None = None
+    if reach.collections or reach.documents:  # what is selected now, whatever was before
+        selected = tools.within_reach(work.library, reach.collections, reach.documents)
+        within = frozenset(document.document_id for document in selected)
     work.before = history.fitting(
-        work.turns, work.turn_pages, llm.count_tokens_many, limit_tokens=min(profile.history_tokens, room // 2),
-        tokens_per_second=speed, target_seconds=HISTORY_SHARE * config.first_token_target_seconds, is_agent=is_agent,
+        work.library, work.turns, llm.count_tokens_many, within=within,
+        limit_tokens=min(profile.history_tokens, room // 2), tokens_per_second=speed,
+        target_seconds=HISTORY_SHARE * config.first_token_target_seconds, is_agent=is_agent,
     )  # fmt: skip
-    # A model that does not know what was said before is asked what the follow-up means.
-    work.asked = work.question if work.before.turns else work.query
+    # A model without history is asked the question, whose evidence says what it is about; or what it means where only
+    # the year differs.
+    work.asked = work.question if work.before.turns or work.question in work.query else work.query
+    room -= work.before.tokens + llm.count_tokens_many([work.asked])[0]
     known = work.before.evidence
-    before = work.reading
-    step = {**before.steps[0], "evidence": []}
     work.reading = Reading(
-        work.library, before.collections, before.documents, llm.count_tokens_many,
-        room_tokens=max(room - work.before.tokens, 0), tokens_per_second=speed,
-        target_seconds=config.first_token_target_seconds,
-        first_number=max((piece.number for piece in known), default=0) + 1,
-        evidence=known, pages=dict(work.before.pages), steps=[step], hits=list(work.hits),
+        work.library, reach.collections, reach.documents, llm.count_tokens_many, room_tokens=max(room, 0),
+        tokens_per_second=speed, target_seconds=config.first_token_target_seconds,
+        first_number=max((piece.number for piece in known), default=0) + 1, evidence=known,
+        pages=dict(work.before.pages), steps=[{**reach.steps[0], "evidence": []}], hits=list(work.hits),
     )  # fmt: skip
     tools.give(work.reading, work.hits)
 
@@ -453,12 +464,13 @@ def _receive(
 
 def _spoken(text: str, is_all: bool) -> str:
     """A direct answer: all but thoughts."""
-    return without_thinking(text)
+    return without_thinking(text if is_all else without_partial_tag(text))
 
 
 def _step_text(text: str, is_all: bool) -> str:
     """The answer in an agent's step, with or without the word in front; none in a call of a tool."""
-    return read_step(text).text if is_all else answer_so_far(text)
+    # Half of a pair that JSON spelled out is no text to SQLite.
+    return (read_step(text).text if is_all else answer_so_far(text)).encode("utf-8", "replace").decode()
 
 
 def _show(work: _Work, *, everything: bool = False) -> Iterator[TextDelta]:
@@ -466,16 +478,16 @@ def _show(work: _Work, *, everything: bool = False) -> Iterator[TextDelta]:
     raw = work.raw
     if not everything:
         bracket = max(raw.rfind("["), raw.rfind("【"))
-        if bracket >= 0 and len(raw) - bracket < 16:
+        if bracket >= 0 and len(raw) - bracket < LONGEST_MARK:
             raw = raw[:bracket]
         raw = raw.rstrip()  # a space before a mark goes with it
     shown = strip_markers(raw)
-    if len(shown) > len(work.shown) and shown.startswith(work.shown):
-        delta = shown[len(work.shown) :]
+    is_held_back = not everything and work.shown.startswith(shown)
+    if shown != work.shown and not is_held_back:
+        goes_on = shown.startswith(work.shown)
+        delta = shown[len(work.shown) :] if goes_on else shown
         work.shown = shown
-        yield TextDelta(delta)
-    elif everything:
-        work.shown = shown
+        yield TextDelta(delta, replaces=not goes_on)
     if work.message_id is not None and time.monotonic() - work.kept_at > KEEP_SECONDS:
         work.kept_at = time.monotonic()
         chats.keep_partial(work.library, work.message_id, work.shown)
@@ -497,7 +509,7 @@ def _finish(work: _Work) -> Answer | None:
     answer: Answer | None = None
     if profile is not None and model is not None and work.finished != "failed":
         sentences, cited = cite(work.raw, reading.evidence, question=work.query)
-        nearest = reading.hits[:NEAREST] if work.refused or not cited else ()
+        nearest = _best_of_each_page(reading.hits)[:NEAREST] if work.refused or not cited else []
         answer = Answer(
             text=strip_markers(work.raw),
             asked=work.asked,
@@ -575,6 +587,14 @@ def _citation(citation: Citation, page: Page) -> dict[str, Any]:
     found = boxes_for(page.boxes, citation.start, citation.end) if page.boxes else []
     boxes = [[round(float(x), 2) for x in box] for box in found]
     return {**fields, "quote": quote, "boxes": boxes, "page_sha256": page.sha256}
+
+
+def _best_of_each_page(hits: Sequence[Hit]) -> list[Hit]:
+    """The passages without a second one of the same page."""
+    pages: dict[tuple[str, int], Hit] = {}
+    for hit in hits:
+        pages.setdefault((hit.document_id, hit.page), hit)
+    return list(pages.values())
 
 
 def _nearest(hit: Hit, question: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ everything else in DocMind is synchronous and runs in threads. Knows no model an
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import threading
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -32,6 +31,14 @@ def event_loop() -> asyncio.AbstractEventLoop:
         return _loop
 
 
+def is_on_the_event_loop() -> bool:
+    """Whether the caller runs on the loop of this process, which must not wait for itself."""
+    try:
+        return asyncio.get_running_loop() is _loop
+    except RuntimeError:  # on no loop at all
+        return False
+
+
 def follow(
     open_stream: Callable[[], Awaitable[AsyncIterator[T]]],
     stop: threading.Event | None = None,
@@ -47,9 +54,11 @@ def follow(
     Raises:
         Whatever the stream raises.
     """
+    begun, ended = threading.Event(), threading.Event()
     inbox: queue.SimpleQueue[tuple[bool, T | BaseException | None]] = queue.SimpleQueue()
 
     async def pump() -> None:
+        begun.set()
         try:
             stream = await open_stream()
             try:
@@ -62,7 +71,10 @@ def follow(
         except BaseException as error:
             inbox.put((False, error))
             raise
-        inbox.put((False, None))
+        else:
+            inbox.put((False, None))
+        finally:
+            ended.set()
 
     task = asyncio.run_coroutine_threadsafe(pump(), event_loop())
     try:
@@ -84,5 +96,5 @@ def follow(
     finally:
         task.cancel()
         # What was cancelled still closes its connection; what failed has been raised above already.
-        with contextlib.suppress(BaseException):
-            task.exception(_CLOSE_SECONDS)
+        if begun.is_set() and not is_on_the_event_loop():
+            ended.wait(_CLOSE_SECONDS)

@@ -15,6 +15,7 @@ from docmind.library import now
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Sequence
 
     from docmind.answer import Answer
     from docmind.errors import DocMindError
@@ -82,6 +83,17 @@ def keep_partial(library: Library, message_id: int, text: str) -> None:
     """What an answer has come to so far; a chat deleted meanwhile stays deleted."""
     with store.writing(library.path) as db:
         db.execute("UPDATE messages SET text = ? WHERE id = ? AND finished IS NULL", (text, message_id))
+
+
+def keep_attempts(
+    library: Library, message_id: int, attempts: Sequence[dict[str, Any]], fallbacks: Sequence[dict[str, Any]]
+) -> None:
+    """What models that gave up had written; the text of the answer begins anew."""
+    details = json.dumps({"attempts": list(attempts), "fallbacks": list(fallbacks)})
+    with store.writing(library.path) as db:
+        db.execute(
+            "UPDATE messages SET text = '', details = ? WHERE id = ? AND finished IS NULL", (details, message_id)
+        )
 
 
 def finish(library: Library, message_id: int, answer: Answer, error: DocMindError | None = None) -> None:
@@ -189,7 +201,7 @@ def _message(row: sqlite3.Row, citations: tuple[dict[str, Any], ...]) -> Message
     finished, details = row["finished"], json.loads(row["details"])
     is_lost = row["role"] == "assistant" and finished is None and not runs.is_going(row)
     if is_lost:
-        finished, details = "cut", {"reason": "interrupted"}
+        finished, details = "cut", {**details, "reason": "interrupted"}
     return Message(
         row["id"], row["role"], row["text"], row["run_id"], finished, row["created_at"],
         tuple(json.loads(row["sentences"])), citations, details,

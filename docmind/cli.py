@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from docmind.config import Config, load_config
 from docmind.errors import DocMindError
-from docmind.wording import counted, step_line
+from docmind.wording import DOING, counted, step_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -318,7 +318,7 @@ def _ask(arguments: argparse.Namespace) -> int:
         for event in events:
             match event:
                 case StepStarted(tool, asked):
-                    _status(f"{'Searching' if tool == 'search_documents' else 'Reading'} “{asked}” …")
+                    _status(f"{DOING.get(tool, tool)} {f'“{asked}” ' if asked else ''}…")
                 case StepFinished(tool, asked, hits, documents, seconds):
                     _status("")
                     if arguments.json:
@@ -330,8 +330,10 @@ def _ask(arguments: argparse.Namespace) -> int:
                     if arguments.json:
                         _print_json({"fallback": {"from": before, "to": after, "reason": reason, "attempt": text}})
                     else:
-                        _print("\n" * bool(text) + f"{before} could not go on: {message} {after} answers instead.\n",
-                               file=sys.stderr)  # fmt: skip
+                        if text:  # what the first one wrote stands by itself
+                            sys.stdout.write("\n\n")
+                            sys.stdout.flush()
+                        _print(f"{before} could not go on: {message} {after} is asked instead.\n", file=sys.stderr)
                 case ModelWaiting(phase, ahead, done, total):
                     words = {
                         "waiting": f"{ahead} before you",
@@ -340,12 +342,12 @@ def _ask(arguments: argparse.Namespace) -> int:
                         "thinking": "Thinking …",
                     }
                     _status(words[phase])
-                case TextDelta(text):
+                case TextDelta(text, replaces):
                     _status("")
                     if arguments.json:
-                        _print_json({"delta": text})
+                        _print_json({"delta": text} | ({"replaces": True} if replaces else {}))
                     else:
-                        sys.stdout.write(_clean(text))
+                        sys.stdout.write("\n" * replaces + _clean(text))
                         sys.stdout.flush()
                 case answers.Answer():
                     answer = event

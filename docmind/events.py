@@ -45,9 +45,15 @@ class ModelWaiting:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """The next piece of the answer as shown."""
+    """The next piece of the answer as shown.
+
+    Attributes:
+        replaces: What was shown before turned out to be no part of the answer (thoughts, a long mark): this stands in
+            its place.
+    """
 
     text: str
+    replaces: bool = False
 
 
 @dataclass(frozen=True, slots=True)

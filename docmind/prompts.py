@@ -73,7 +73,7 @@ If the documents do not answer the question, write: Answer: Not in your document
 FIRST_THOUGHT = "I look into the documents first."
 LAST_THOUGHT = "The evidence answers the question."
 FORCED = "\n\nUse no more tools. Answer now from the evidence above. Begin with: Answer:"
-STOP = ("\nObservation:", "Observation:")
+STOP = ("\nObservation:",)
 
 # The same form as a grammar (GBNF) for models that can be held to it: llama.cpp.
 _TEXT = r"""

@@ -106,15 +106,18 @@ def search_documents(reading: Reading, query: str) -> str:
     hits = find(reading, query)
     packed = give(reading, hits)
     if packed.evidence:
-        return "\n".join(evidence_text(piece) for piece in packed.evidence)
+        return "\n".join(evidence_text(piece) for piece in reversed(packed.evidence))
     return NO_ROOM if packed.left_out else NOTHING_NEW
 
 
 def read_page(reading: Reading, document: str, page: int) -> str:
     """A page of a document, from its top as far as there is room."""
     started = time.monotonic()
-    found = _named(reading, document)
-    step = {"tool": "read_page", "input": f"{document}, page {page}", "hits": 0, "documents": 0, "evidence": []}
+    found = _document_meant(reading, document)
+    step = {
+        "tool": "read_page", "input": f"{document}, page {page}", "hits": 0, "documents": 0, "seconds": 0.0,
+        "evidence": [],
+    }  # fmt: skip
     reading.steps.append(step)
     if found is None:
         text = f"There is no document '{document}'. Use list_documents to see the names."
@@ -150,7 +153,7 @@ def read_page(reading: Reading, document: str, page: int) -> str:
 def list_documents(reading: Reading) -> str:
     """Names and pages of the documents within reach."""
     started = time.monotonic()
-    within = _within_reach(reading)
+    within = within_reach(reading.library, reading.collections, reading.documents)
     lines = [f"{document.name} ({document.pages} pages)" for document in within[:LISTED_DOCUMENTS]]
     if len(within) > LISTED_DOCUMENTS:
         lines.append(f"and {len(within) - LISTED_DOCUMENTS:,} more: search for what you need")
@@ -186,21 +189,25 @@ def _is_known(reading: Reading, document_id: str, page: int, start: int, end: in
     )
 
 
-def _within_reach(reading: Reading) -> list[Document]:
-    """The documents a search sees: those in both filters."""
-    ids = {reading.library.document(key).document_id for key in reading.documents}
+def within_reach(library: Library, collections: Sequence[str], documents: Sequence[str]) -> list[Document]:
+    """The documents a search sees: those in both filters.
+
+    Raises:
+        DocumentNotFound: One of `documents` is not there.
+    """
+    ids = {library.document(key).document_id for key in documents}
     return [
         document
-        for document in reading.library.documents()
-        if (not reading.collections or set(document.collections) & set(reading.collections))
+        for document in library.documents()
+        if (not collections or set(document.collections) & set(collections))
         and (not ids or document.document_id in ids)
     ]
 
 
-def _named(reading: Reading, name: str) -> Document | None:
+def _document_meant(reading: Reading, name: str) -> Document | None:
     """The document within reach that a model means: its name, or a part of it that fits one only."""
     wanted = name.strip().lower()
-    within = _within_reach(reading)
+    within = within_reach(reading.library, reading.collections, reading.documents)
     exact = [d for d in within if wanted in (d.name.lower(), d.document_id.lower())]
     close = exact or [d for d in within if wanted and (wanted in d.name.lower() or wanted == d.title.lower())]
     return close[0] if len(close) == 1 or exact else None

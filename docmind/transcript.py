@@ -22,6 +22,10 @@ _MARK: Final = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _MARKS: Final = ("thought", "action input", "action", "observation", "final answer", "answer", "question")
+# "Let me look. Action: search_documents Action Input: {…}" on one line.
+_INLINE_ACTION: Final = re.compile(
+    r"(?<=\S)[ \t]+(?=action[ \t]*[:：][ \t]*[`*]*[a-z]+_[a-z]|action[ \t_]input[ \t]*[:：])", re.IGNORECASE
+)
 # What a reasoning model thinks, as the common templates tag it.
 _THINKING: Final = re.compile(r"<(think|thinking|reasoning|thought)>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _THINKING_END: Final = re.compile(r"\A.*?</(?:think|thinking|reasoning|thought)>", re.DOTALL | re.IGNORECASE)
@@ -29,6 +33,8 @@ _THINKING_TAGS: Final = ("<think>", "<thinking>", "<reasoning>", "<thought>")
 _TOOL_CALL: Final = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 _FENCE: Final = re.compile(r"\A\s*```[a-z]*\n(.*?)(?:\n```\s*\Z|\Z)", re.DOTALL)
 _CALL: Final = re.compile(r"\A[`*\s]*([A-Za-z_]\w*)\s*\((.*)\)[`*\s.]*\Z", re.DOTALL)
+# Begins as a call without markers does: however long it gets, it is no answer.
+_CALL_BEGINS: Final = re.compile(r"\s*(?:\{|\[\s*\{|<tool_call>|[`*]*[a-z]+_[a-z_]+\s*\()")
 _PAIR: Final = re.compile(r"""["']?(\w+)["']?\s*[:=]\s*(?:"([^"]*)"|'([^']*)'|(\d+))""")
 # "Action: None" and its like mean that no tool is wanted.
 _NO_ACTION: Final = frozenset({"", "none", "no action", "no action needed", "n/a", "na", "null"})
@@ -63,7 +69,7 @@ def read_step(text: str) -> Step:
     if fenced and (_MARK.search(fenced[1]) or fenced[1].lstrip().startswith("{")):
         body = fenced[1]
     lead, sections = _sections(body)
-    if len(lead) >= PLAIN_ANSWER_CHARACTERS:
+    if len(lead) >= PLAIN_ANSWER_CHARACTERS and not _CALL_BEGINS.match(body):
         return Step(lead)
     thought = " ".join(content for mark, content in sections if mark == "thought").strip() or lead
     for place, (mark, content) in enumerate(sections):
@@ -85,8 +91,8 @@ def read_step(text: str) -> Step:
 
 def answer_so_far(text: str) -> str:
     """What of a growing text is certain to be the answer; longer with every call, never with a marker in it."""
-    body = without_thinking(_without_partial_tag(text))
-    if body.startswith(("```", "{", "<")):
+    body = without_thinking(without_partial_tag(text))
+    if body.startswith(("```", "<")) or _CALL_BEGINS.match(body):
         return ""
     lead, sections = _sections(_without_partial_mark(body))
     if len(lead) >= PLAIN_ANSWER_CHARACTERS:
@@ -101,6 +107,7 @@ def answer_so_far(text: str) -> str:
 
 def _sections(body: str) -> tuple[str, list[tuple[str, str]]]:
     """The text in front of the first marker, and what follows each marker, up to an observation the model made up."""
+    body = _INLINE_ACTION.sub("\n", body)
     marks = list(_MARK.finditer(body))
     lead = body[: marks[0].start() if marks else len(body)].strip()
     sections: list[tuple[str, str]] = []
@@ -109,7 +116,9 @@ def _sections(body: str) -> tuple[str, list[tuple[str, str]]]:
         if name == "observation":
             break
         end = marks[place + 1].start() if place + 1 < len(marks) else len(body)
-        content = body[found.end() : end].strip().strip("`").strip()
+        content = body[found.end() : end].strip()
+        if name != "answer":
+            content = content.strip("`").strip()
         if _MARK.match(content):  # one marker right behind the other
             sections += [(name, ""), *_sections(content)[1]]
         else:
@@ -119,6 +128,9 @@ def _sections(body: str) -> tuple[str, list[tuple[str, str]]]:
 
 def _action(content: str, given: str, thought: str) -> Step | None:
     """The call that an action names; None when it names none."""
+    if content.startswith("{"):  # all of it as JSON
+        step = _json_call(content)
+        return step and Step("", thought, step.tool, step.arguments)
     name = content.split("\n", 1)[0].strip().strip("*_`\"'.[]<>").strip()
     if name.lower() in _NO_ACTION:
         return None
@@ -165,7 +177,7 @@ def _arguments(text: str) -> dict[str, Any]:
     try:
         read = json.loads(inner)
     except (ValueError, RecursionError):
-        read = {name: double or single or int(number or 0) for name, double, single, number in _PAIR.findall(inner)}
+        read = {name: double or single or int(number[:9] or 0) for name, double, single, number in _PAIR.findall(inner)}
     if isinstance(read, dict) and read:
         return read
     plain = text.strip("{}[]()\"' \n")
@@ -181,7 +193,7 @@ def _without_partial_mark(body: str) -> str:
     return body[:start] if any(mark.startswith(line.rstrip("*_` ")) for mark in _MARKS) else body
 
 
-def _without_partial_tag(text: str) -> str:
+def without_partial_tag(text: str) -> str:
     """Without a last word that may become a thinking tag."""
     start = text.rfind("<")
     if start >= 0 and any(tag.startswith(text[start:].lower()) for tag in _THINKING_TAGS):

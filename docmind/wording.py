@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+DOING = {"search_documents": "Searching", "read_page": "Reading", "list_documents": "Looking through the names"}
+
 
 def counted(number: int, word: str) -> str:
     """ "1 page", "2,300 pages"."""

@@ -57,13 +57,17 @@ def _open_chat() -> str:
 
 def _draw_question_box(run: Run | None) -> str | None:
     """The question box, and while an answer is written the button that stops it."""
-    with st.bottom, st.container(horizontal_alignment="center"), st.container(width=CHAT_WIDTH_PIXELS):
-        if run is None:
-            return st.chat_input("Ask your documents …", key="question")
-        with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-            st.chat_input("Answering … Esc stops", key="question", disabled=True)
+    with (
+        st.bottom,
+        st.container(horizontal_alignment="center"),
+        st.container(width=CHAT_WIDTH_PIXELS, horizontal=True, vertical_alignment="bottom", gap="small"),
+    ):
+        # The same widget in the same place, asking or answering: the screen keeps it where it is.
+        words = "Ask your documents …" if run is None else "Answering … Esc stops"
+        question = st.chat_input(words, key="question", disabled=run is not None)
+        if run is not None:
             st.button("Stop", icon=":material/stop_circle:", shortcut="Escape", on_click=run.stop, key="stop")
-    return None
+    return question
 
 
 def _ask(library: Library, chat_id: str, question: str) -> None:
@@ -121,7 +125,7 @@ def _draw_chat(library: Library, chat_id: str, messages: list[Message], run: Run
             continue  # drawn below, as it grows
         answers.draw_message(message)
     if run is not None:
-        if not messages:  # the question is kept a moment after it is asked
+        if all(m.run_id != run.run_id for m in messages):  # the question is kept a moment after it is asked
             with answers.bubble("user"):
                 st.markdown(inert(run.question))
         with answers.bubble("assistant"):
@@ -137,9 +141,10 @@ def _draw_chat(library: Library, chat_id: str, messages: list[Message], run: Run
 def _draw_growing(run_id: str) -> None:
     """The answer so far; at its end the page is drawn from the library."""
     run = runs.find(run_id)
+    if run is not None:
+        answers.draw_growing(run)  # also at the end: what is not drawn here is gone until the page is
     if run is None or not run.is_running:
         st.rerun()
-    answers.draw_growing(run)
 
 
 @st.fragment(run_every=WATCH_SECONDS)

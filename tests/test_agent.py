@@ -7,10 +7,10 @@ import threading
 import pytest
 from servers import scripted
 
-from docmind import chats
+from docmind import chats, store
 from docmind.answer import Answer, ask
 from docmind.backends import REGISTRY
-from docmind.errors import BackendUnavailable
+from docmind.errors import BackendUnavailable, LibraryDamaged
 from docmind.events import FellBack, StepFinished, StepStarted, TextDelta
 from docmind.prompts import FIRST_THOUGHT, REACT
 
@@ -67,7 +67,7 @@ def test_the_first_search_is_the_agents_first_action(stocked, script):
     assert first[2]["content"].startswith(f"Thought: {FIRST_THOUGHT}\nAction: search_documents\nAction Input: {{")
     assert first[3]["content"].startswith("Observation:")
     assert "3.7 million euros" in first[3]["content"]
-    assert scripted.ARGUMENTS[0]["stop"] == ["\nObservation:", "Observation:"]
+    assert scripted.ARGUMENTS[0]["stop"] == ["\nObservation:"]
 
 
 def test_the_model_may_go_on_with_tools(stocked, script):
@@ -92,7 +92,22 @@ def test_the_model_may_go_on_with_tools(stocked, script):
     assert "harbour report 2023.pdf (2 pages)" in scripted.PROMPTS[3][-1]["content"]
 
 
+LONG = '{"name": "search_documents", "arguments": {"query": "' + "north quay " * 30 + '"}}'
 MALFORMED = {
+    "a long call as JSON": [LONG, f"Answer: {RIGHT}"],
+    "a call in the middle of a line": [
+        'Let me look. Action: search_documents Action Input: {"query": "quay"}',
+        f"Answer: {RIGHT}",
+    ],
+    "an action that is JSON": [
+        'Action: {"name": "search_documents", "arguments": {"query": "quay"}}',
+        f"Answer: {RIGHT}",
+    ],
+    "a page number without end": [
+        'Action: read_page\nAction Input: {"document": "recipes.txt", "page": 1e999}',
+        f"Answer: {RIGHT}",
+    ],
+    "half a character": ['Action: search_documents\nAction Input: {"query": "\\ud83d"}', f"Answer: {RIGHT}"],
     "no markers at all": [RIGHT],
     "bold markers": [f"**Thought:** I see it.\n**Final Answer:** {RIGHT}"],
     "nothing at all": ["", RIGHT],
@@ -150,6 +165,48 @@ def test_whatever_a_small_model_writes_ends_in_an_answer_or_an_honest_no(stocked
         assert not [mark for mark in ("Thought", "Action", "Observation", "think>", "{", "wrong", "99") if mark in text]
     assert len(answer.steps) <= 8
     assert len(scripted.PROMPTS) <= 10
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("Hm, 99 million? No.</think>" + RIGHT, RIGHT),
+        (f"<think>Hm, 99 million?</think>{RIGHT}", RIGHT),
+        (f"{RIGHT[:-1]} [1, 2, 3, 4, 5, 6, 7]. They ended in October.", f"{RIGHT} They ended in October."),
+    ],
+    ids=["thoughts without their beginning", "thoughts", "a long mark"],
+)
+def test_what_was_shown_in_error_is_replaced_on_the_screen(stocked, script, written, text):
+    """A small model's thoughts that turn out to be thoughts, and marks: the stream ends with what the answer is."""
+    script.append(written)
+    events = run(stocked, model="tiny")
+    streamed = ""
+    for event in events:
+        if isinstance(event, TextDelta):
+            streamed = event.text if event.replaces else streamed + event.text
+    assert streamed == events[-1].text == text
+
+
+def test_a_page_that_is_damaged_ends_the_answer_with_its_own_error(stocked, script):
+    """The run is closed, the chat says why."""
+    document = stocked.document("recipes.txt")
+    with store.writing(stocked.path) as db:
+        db.execute("UPDATE pages SET text = text || 'x' WHERE document_id = ?", (document.document_id,))
+    script.append('Action: read_page\nAction Input: {"document": "recipes.txt", "page": 1}')
+    with pytest.raises(LibraryDamaged):
+        run(stocked, chat="c")
+    kept = chats.messages(stocked, "c")[-1]
+    assert (kept.finished, kept.details["reason"]) == ("failed", "library_damaged")
+
+
+def test_what_a_chat_read_before_does_not_widen_what_is_selected_now(stocked, script):
+    """The conversation has the words of a document that is not asked any more: they are left out."""
+    script += ["Answer: Beat 4 eggs with 200 grams of sugar.", f"Answer: {RIGHT}"]
+    run(stocked, "How much sugar does the lemon cake take?", chat="c", documents=["recipes.txt"])
+    answer = run(stocked, chat="c", documents=["harbour report 2023.pdf"])[-1]
+    told = "".join(message["content"] for message in scripted.PROMPTS[-1])
+    assert "Add the juice of 2 lemons" not in told
+    assert {citation["document"] for citation in answer.citations} == {"harbour report 2023.pdf"}
 
 
 def test_at_most_eight_tools_are_used_and_then_an_answer_is_asked_for(stocked, script):
@@ -244,6 +301,18 @@ def test_when_all_fail_what_was_written_first_is_kept_as_cut(stocked, script):
     script += [["It cost 3.7 mil", "no end"], BackendUnavailable("It does not answer.", "Start it.")]
     answer = list(ask(stocked, QUESTION, profile="mine"))[-1]
     assert (answer.finished, answer.reason, answer.text) == ("cut", "no_end_marker", "It cost 3.7 mil")
+    assert (answer.model, answer.profile, answer.attempts) == ("script", "mine", ())
+
+
+def test_a_text_that_is_cut_is_cut_by_its_own_models_error(stocked, script):
+    """The first was not there; the second broke off: its words, its name, its reason."""
+    folder = stocked.config.model_folders[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.toml").write_text('backend = "scripted"\nmodel = "script"\nfallbacks = ["second"]\n')
+    (folder / "second.toml").write_text('backend = "scripted"\nmodel = "other"\nfallbacks = []\n')
+    script += [BackendUnavailable("It does not answer.", "Start it."), ["It cost 3.7 mil", "no end"]]
+    answer = list(ask(stocked, QUESTION, profile="mine"))[-1]
+    assert (answer.finished, answer.reason, answer.model) == ("cut", "no_end_marker", "other")
 
 
 def test_a_small_model_chosen_by_hand_answers_directly(stocked, script):

@@ -42,6 +42,13 @@ def test_a_follow_up_takes_along_what_was_asked_before(question, before, searche
         "Who was the quarterback that threw the winning pass?",
         "Are there any bees in Ellmere?",
         "What is the Amazon rainforest?",
+        "What is swarming?",
+        "How much honey does a colony need so that it survives the winter?",
+        "When do the bees leave their hive?",
+        "What time is it in Tokyo?",
+        "How many containers were handled last year?",
+        "What does this report say about the pilots?",
+        "Is it legal to record a call?",
         "Ellmere?",
     ],
 )
@@ -56,6 +63,13 @@ def test_a_chain_of_follow_ups_refers_to_what_the_last_one_meant():
     """2023, the year before, and the year before that."""
     first = standalone("And the year before?", [QUAY])
     assert standalone("And the year before that?", [QUAY, first]) == QUAY.replace("2023", "2021")
+
+
+def test_a_long_question_leaves_room_for_the_follow_ups_own_words():
+    """The search reads 32 words."""
+    words = standalone("What about the beekeepers?", ["Which " + "long " * 60 + "question?"]).split()
+    assert len(words) <= 32
+    assert words[-1] == "beekeepers?"
 
 
 def test_a_long_chain_keeps_where_it_began_and_what_was_asked_last():

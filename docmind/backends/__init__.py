@@ -1,6 +1,7 @@
 """The registry of backends: software that runs a model, one file each.
 
-A backend is a module with the few names of `Backend`; adding one is one file and one line in `REGISTRY`.
+A backend is a module with the few names of `Backend`; adding one is two files and one line in `REGISTRY`, as
+docs/add-a-backend.md tells.
 Importing this package loads none of them: a backend's file is imported when it is asked for, and what it needs
 (LlamaIndex, a client library) when `build` is called. Nothing here knows documents or pages of the app.
 """

@@ -40,21 +40,30 @@ def client_settings(url: str, connect_seconds: float) -> dict[str, Any]:
     the prompt would go to the proxy, also for a server on this machine. No compression: a few bytes could become
     gigabytes. No timeout for reading: the callers have deadlines, on tokens and not on bytes.
 
+    Args:
+        url: With scheme and host, "http://127.0.0.1:8080".
+        connect_seconds: The longest wait for a connection.
+
     Raises:
         BackendError: The address is none (`invalid_option`).
     """
+    invalid = BackendError(
+        f"'{plain(url)}' is no address.", "Write it as http://127.0.0.1:8080.", reason="invalid_option"
+    )
     try:
-        _ = httpx.URL(url).host  # decoded only when it is looked at
+        parts = httpx.URL(url)
+        host, port = parts.host, parts.port  # the host is decoded only when it is looked at
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise BackendError(
-            f"'{plain(url)}' is no address.", "Write it as http://127.0.0.1:8080.", reason="invalid_option"
-        ) from error
+        raise invalid from error
+    # The client itself finds these out when it connects, by errors that nobody expects there.
+    if parts.scheme not in ("http", "https") or not host or not (port is None or 0 < port < 65_536):
+        raise invalid
     return {
         "follow_redirects": False,
         "trust_env": False,
         "timeout": httpx.Timeout(None, connect=connect_seconds, write=WRITE_SECONDS),
         # For plain http no TLS is set up, which would take longer than the request.
-        "verify": _tls() if url.startswith("https:") else False,
+        "verify": _tls() if parts.scheme == "https" else False,
     }
 
 
@@ -84,7 +93,11 @@ async def fetch(
 
 
 async def read_whole(answer: httpx.Response) -> bytes:
-    """The body, up to `LISTING_BYTES`."""
+    """The body, up to `LISTING_BYTES`.
+
+    Raises:
+        BackendError: It is longer (`bad_response`).
+    """
     whole = bytearray()
     async for piece in answer.aiter_raw():
         whole += piece
@@ -221,7 +234,9 @@ def count(value: object) -> int | None:
 
 
 def wait_for(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """What a coroutine returns, for synchronous code; it runs on the one event loop and has a deadline of its own.
+    """What a coroutine returns, for synchronous code such as `detect`; it runs on the one event loop.
+
+    It must have a deadline of its own (`asyncio.timeout`): this waits as long as it does.
 
     Raises:
         RuntimeError: Called on the event loop itself, which would wait for itself.

@@ -142,7 +142,8 @@ def detect(config: Config, options: Mapping[str, Any] | None = None) -> Detectio
         url = address(url)
         listing = _listing(url)
     except BackendError as absence:
-        return Detection("ollama", LABEL, False, absence.reason, absence.hint, url, None, ())
+        where = url or os.environ.get("OLLAMA_HOST")  # also what is no address: people are told where text would go
+        return Detection("ollama", LABEL, False, absence.reason, absence.hint, where, None, ())
     reason, hint = None, _outdated(listing.version)
     if importlib.util.find_spec("ollama") is None:
         reason, hint = "not_installed", f"Run: {INSTALL}"

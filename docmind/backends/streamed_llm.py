@@ -43,7 +43,7 @@ from llama_index.core.llms import LLM, ChatMessage, ChatResponse, CompletionResp
 from pydantic import Field, PrivateAttr
 
 from docmind.backends import checked_options
-from docmind.background import event_loop, follow
+from docmind.background import follow, is_on_the_event_loop
 from docmind.errors import BackendError
 
 if TYPE_CHECKING:
@@ -325,13 +325,6 @@ def _followed(open_stream: Callable[[], Awaitable[AsyncGenerator[_R, None]]]) ->
     Raises:
         RuntimeError: Called on the event loop itself, which would wait for itself.
     """
-    if _is_on_the_event_loop():
+    if is_on_the_event_loop():
         raise RuntimeError("on the event loop, use the asynchronous calls")
     return follow(open_stream)
-
-
-def _is_on_the_event_loop() -> bool:
-    try:
-        return asyncio.get_running_loop() is event_loop()
-    except RuntimeError:  # on no loop at all
-        return False

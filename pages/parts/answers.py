@@ -10,7 +10,7 @@ from docmind import embed
 from docmind.errors import DocMindError, DocumentNotFound
 from docmind.events import FellBack, ModelWaiting, StepFinished, StepStarted, TextDelta
 from docmind.parse.boxes import boxes_for
-from docmind.wording import counted, step_line
+from docmind.wording import DOING, counted, step_line
 from pages.parts.frame import show_error
 from pages.parts.safe import answer as inert
 from pages.parts.safe import answer_with_chips, plain
@@ -26,7 +26,6 @@ NEAREST_FROM = 101  # numbers of the chips that lead to the nearest passages
 UNPROVEN_FROM = 1001  # numbers of the chips that say what is missing: this and the sentence's place
 LEFT_OUT_SHOWN = 12
 AVATARS = {"user": ":material/person:", "assistant": ":material/auto_stories:"}
-DOING = {"search_documents": "Searching", "read_page": "Reading", "list_documents": "Looking through the names"}
 REASONS = {
     "cut_at_limit": "The answer reached its length limit.",
     "no_end_marker": "The model ended without saying that it had finished.",
@@ -53,14 +52,20 @@ def draw_message(message: Message) -> None:
         if message.role == "user":
             st.markdown(inert(message.text))
             return
-        for place, step in enumerate(message.details.get("steps", ())):
-            _draw_step(step, message.details if place == 0 else {})
-        _draw_attempts(message.details)
-        if message.text:
-            st.markdown(_with_chips(message))
-        _draw_end(message)
-        if message.finished != "failed":
-            _draw_receipt(message)
+        # In a container, as a fragment draws: what grew is replaced piece by piece, and does not vanish for a moment.
+        with st.container():
+            _draw_answer(message)
+
+
+def _draw_answer(message: Message) -> None:
+    for place, step in enumerate(message.details.get("steps", ())):
+        _draw_step(step, message.details if place == 0 else {})
+    _draw_attempts(message.details)
+    if message.text:
+        st.markdown(_with_chips(message))
+    _draw_end(message)
+    if message.finished != "failed":
+        _draw_receipt(message)
 
 
 def _with_chips(message: Message) -> str:
@@ -116,7 +121,7 @@ def _draw_fallback(before: str, after: str, message: str, text: str) -> None:
         with st.expander(f"Unfinished attempt by {plain(before, limit=60)}", type="compact"):
             st.markdown(inert(text))
     said = f"{plain(before, limit=60)} could not go on: {plain(message, limit=300)}"
-    st.markdown(f":small[:orange[:material/alt_route:] {said} **{plain(after, limit=60)}** answers instead.]")
+    st.markdown(f":small[:orange[:material/alt_route:] {said} **{plain(after, limit=60)}** was asked instead.]")
 
 
 def _draw_end(message: Message) -> None:
@@ -220,8 +225,8 @@ def draw_growing(run: Run) -> None:
                 waiting = "Packing the evidence …"
             case ModelWaiting():
                 waiting = _waiting(event)
-            case TextDelta(piece):
-                text.append(piece)
+            case TextDelta(piece, replaces):
+                text = [*([] if replaces else text), piece]
             case FellBack():
                 fell_back.append(event)
                 text, steps = [], steps[:1]

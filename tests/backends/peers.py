@@ -1,6 +1,7 @@
 """What each backend talks to under the conformance suite: how it is started, watched and made to fail.
 
-A new backend gets one entry in `PEERS`: a context manager that yields a `Peer`.
+A new backend gets one entry in `PEERS`: a context manager that yields a `Peer`. Its words need a pace, about 10 ms
+each: the suite looks on while an answer is written, and stops it in the middle.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ class Peer:
     Attributes:
         llm: A model of it, greedy, ready to be called.
         model: Its name.
-        options: What `build` needs to reach this peer.
+        options: What `build` needs to reach this peer; among them `context_window`, which the suite asks for.
         package: What must be installed for it; None: nothing.
         working: How many calls are being computed behind the backend.
         window: Tokens of the window that the last call was really given.
-        break_off: Makes the answers that are being written end without their end; None: nothing can.
-        mend: Undoes it.
+        break_off: Makes answers that are already being written end without their end; None: nothing can.
+        mend: Undoes it: the next call gets a whole answer.
         reject_key: A context in which no key is right; None: it has no keys.
-        down: A context in which nothing listens; None: it starts what it needs by itself.
+        down: A context in which nothing listens; it gives a model that was built while something did, and the options
+            that lead there. None: the backend starts what it needs by itself.
     """
 
     llm: Any

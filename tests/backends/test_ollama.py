@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import socket
 import sys
 import threading
-from pathlib import Path
 
 import httpx
 import pytest
@@ -20,7 +18,6 @@ from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, Mod
 
 pytestmark = pytest.mark.usefixtures("end_models")
 
-GUIDE = Path(__file__).parents[2] / "docs" / "backends" / "ollama.md"
 CLOUD = Model("gpt-oss:120b-cloud", 131_072, 384, architecture="gptoss", remote_host="https://ollama.com:443")
 HELLO = [ChatMessage(role="user", content="Hello")]
 LONG = [ChatMessage(role="user", content="The committee met again on Tuesday. " * 200)]
@@ -563,7 +560,7 @@ def test_a_server_that_dies_is_noticed_at_once(config):
     assert "ollama.com/download" in failure(lambda: model.chat(HELLO)).hint
 
 
-# The stand-in itself, and the guide
+# The stand-in itself
 
 
 def test_the_bundled_model_writes_through_the_stand_in(config):
@@ -607,15 +604,3 @@ def test_llama_index_s_own_adapter_reads_the_same_from_the_stand_in(server, llm)
     assert theirs[-1].message.content == ours[-1].message.content == "Two words."
     assert server.chats[0]["messages"] == server.chats[1]["messages"]
     assert theirs[-1].raw["prompt_eval_count"] == ours[-1].raw["prompt_tokens"]
-
-
-def test_the_guide_lists_exactly_the_options():
-    """With unit, default and words as in the code."""
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", GUIDE.read_text(encoding="utf-8"), re.M)
-
-    def default(option):
-        return "–" if option.default is None else f"`{json.dumps(option.default)}`"
-
-    assert rows == [
-        (o.name, o.unit or "–", default(o), "yes" if o.per_call else "no", o.description) for o in ollama.OPTIONS
-    ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from docmind.backends import REGISTRY, Option, backend, checked_options
 from docmind.errors import BackendError, BackendUnavailable
 
+GUIDES = sorted((Path(__file__).parents[2] / "docs" / "backends").glob("*.md"))
 SOME = (Option("temperature", float, 0.1, "", "Heat.", 0, 5), Option("stop", list, None, "texts", "Ends."))
 
 
@@ -22,6 +26,20 @@ def test_every_backend_has_the_names_of_the_protocol(name, config):
     assert all(option.description for option in module.OPTIONS)
     assert module.detect(config).backend == name
     assert callable(module.build)
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
+def test_a_guide_lists_exactly_the_options_of_its_backend(guide):
+    """With unit, default and words as in the code; the file is named as the backend is in the registry."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", guide.read_text(encoding="utf-8"), re.M)
+
+    def default(option):
+        return "–" if option.default is None else f"`{json.dumps(option.default)}`"
+
+    assert rows == [
+        (option.name, option.unit or "–", default(option), "yes" if option.per_call else "no", option.description)
+        for option in backend(guide.stem).OPTIONS
+    ]
 
 
 def test_importing_and_listing_loads_neither_llama_index_nor_the_native_library(tmp_path):

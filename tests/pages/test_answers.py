@@ -68,7 +68,7 @@ def test_an_unfinished_attempt_stays_in_a_block_of_its_own(app, stocked, script)
     open_chat(app)
     (attempt,) = [expander for expander in app.main.expander if expander.label.startswith("Unfinished attempt by")]
     assert [element.value for element in attempt.markdown] == ["It cost 3.7 mil"]
-    assert any("answers instead" in element.value for element in app.main.markdown)
+    assert any("asked instead" in element.value for element in app.main.markdown)
     answer = chats.messages(stocked, "c1")[-1]
     assert answer.details["backend"] == "llama.cpp"
     assert answer.text.strip() != "It cost 3.7 mil"
@@ -80,7 +80,7 @@ def test_a_model_that_is_not_there_is_named_with_the_one_that_went_on(app, stock
     list(ask(stocked, QUESTION, backend="scripted", model="script", chat="c1"))
     open_chat(app)
     assert not [line for line in lines(app) if line.startswith("Unfinished")]
-    (note,) = [element.value for element in app.main.markdown if "answers instead" in element.value]
+    (note,) = [element.value for element in app.main.markdown if "asked instead" in element.value]
     assert "![" not in note
 
 
@@ -110,7 +110,7 @@ def test_an_attempt_is_seen_while_the_next_model_writes(app, stocked, script):
         open_chat(app)
         texts = [element.value for element in app.main.markdown]
         assert "It took until October" in texts
-        assert any("answers instead" in text for text in texts)
+        assert any("asked instead" in text for text in texts)
         assert [line for line in lines(app) if line.startswith("Unfinished attempt by scripted")]
     finally:
         run.stop()

@@ -22,7 +22,7 @@ SCRIPT: list = []
 PROMPTS: list[list[dict[str, str]]] = []  # the messages of each call
 ARGUMENTS: list[dict] = []
 MODELS = {"script": 4_000_000_000, "other": 4_000_000_000, "tiny": 100_000_000}
-PIECE = 7  # characters
+PIECE = 3  # characters: markers and tags come in pieces
 
 
 def reset():
