@@ -50,7 +50,7 @@ _POINTS_NOWHERE: Final = re.compile(
     r"(does|did|will|when|if) it (take|rain|rains|snow|snows)|is there|are there|was there|were there|"
     r"(true|said|say|says|stated?|claims?) that|one of|(no|any|some|every)one|"
     r"(this|these|those|that) (document|report|study|paper|file|book|contract|page|text|year)s?)|"
-    r"\b\w+ (that|who) ",
+    r"\b(?!so )\w+ (that|who) ",
     re.IGNORECASE,
 )
 # Relative to the year that was asked about; "last year" and "next year" are relative to today.
