@@ -46,7 +46,10 @@ def first_questions(library: Library, count: int = 3) -> list[str]:
 def _questions(library: Library, document: Document) -> Iterator[str]:
     pages = [library.page(document.document_id, n).text for n in range(1, min(document.pages, READ_PAGES) + 1)]
     outline = [heading for _, heading in library.outline(document.document_id)]
-    for topic in (*_headings(outline or _short_lines(pages)), *_names(document, pages)):
+    own = document.name.lower()
+    for topic in (*_headings(outline or _short_lines(pages)), *_names(pages)):
+        if topic.lower() in own:
+            continue  # its own name says nothing about it
         yield f"What does {document.name} say about {topic}?"
 
 
@@ -68,13 +71,12 @@ def _short_lines(pages: Sequence[str]) -> Iterator[str]:
                 yield line
 
 
-def _names(document: Document, pages: Sequence[str]) -> list[str]:
+def _names(pages: Sequence[str]) -> list[str]:
     counted: Counter[str] = Counter()
     for text in pages:
         counted.update(name.removeprefix("The ") for name in _NAME.findall(" ".join(text.split())))
-    known = document.name.lower()
     return [
         name
         for name, mentions in counted.most_common(8)
-        if mentions >= LEAST_MENTIONS and " " in name and name.lower() not in known
+        if mentions >= LEAST_MENTIONS and " " in name
     ][:3]

@@ -43,15 +43,16 @@ def test_names_that_come_back_are_asked_for_one_per_document(library, insert):
         ("IV. GDP growth", "GDP growth"),
         ("Contents", None),
         ("List of figures", None),
+        ("A Guide", None),
         ("Pilots", None),
         ("x" * 300, None),
     ],
 )
 def test_headings_of_the_outline_are_topics(library, insert, heading, topic):
     """Without their numbers; what every document has is no topic."""
-    insert(library, "guide.txt", ("Nothing comes back here.",))
-    _set_outline(library, "guide.txt", [[1, heading]])
-    assert first_questions(library) == ([f"What does guide.txt say about {topic}?"] if topic else [])
+    insert(library, "a guide.txt", ("Nothing comes back here.",))
+    _set_outline(library, "a guide.txt", [[1, heading]])
+    assert first_questions(library) == ([f"What does a guide.txt say about {topic}?"] if topic else [])
 
 
 def test_one_document_gives_several_questions(library, insert):
