@@ -14,9 +14,6 @@ import tempfile
 import threading
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
-
-from conftest import write_files
 from machine import write
 
 from docmind import agent as agents
@@ -45,6 +42,9 @@ QUESTIONS = [
 
 def main() -> None:
     """Measures and prints."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from conftest import write_files
+
     with tempfile.TemporaryDirectory() as folder:
         library = Library(Config(home=Path(folder) / "home"))
         for _ in library.add(write_files(Path(folder) / "files")):
@@ -97,10 +97,8 @@ def second_calls(library: Library) -> list[dict]:
         agent = agents.make_agent(llm, reading, [], {"max_tokens": 24}, has_grammar=True)
 
         async def run(agent=agent, reading=reading, question=question, found=found) -> list[dict]:
-            first: list[dict] = []
-            async for event in agents.work(agent, reading, question, observation_text(found), threading.Event()):
-                if getattr(event, "raw", None) and "finish_reason" in event.raw:
-                    first.append(event.raw)
+            events = agents.work(agent, reading, question, observation_text(found), threading.Event())
+            first = [event.raw async for event in events if "finish_reason" in (getattr(event, "raw", None) or {})]
             forced = await llm.achat(agent.forced(), max_tokens=24, grammar=ANSWER_GRAMMAR)
             return [*first, forced.raw]
 
