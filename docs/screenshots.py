@@ -2,7 +2,9 @@
 
     python docs/screenshots.py [FOLDER]
 
-Uses a data folder of its own with the sample document, and Chromium. Look at them after every change of a page.
+Uses a data folder of its own with the sample document, and Chromium. Look at them after every change of a page. The
+pictures of the agent and of a model that gives up are made with the tests' stand-in for Ollama, whose words are written
+here.
 """
 
 from __future__ import annotations
@@ -19,20 +21,36 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from servers.ollama import Reply  # noqa: E402 - the line above finds it
+from servers.ollama import serve as serve_ollama  # noqa: E402
+
 WAIT_MILLISECONDS = 180_000
 QUESTION = "How much larger than the average is a spring range?"
 UNPROVEN = "How far apart are spring tides?"  # the small model gets it wrong, and is found out
+AGENT_QUESTION = "When does a flat beach disappear fastest, and what should I do then?"
+AGENT_ANSWER = (
+    "Thought: The evidence says both.\nAnswer: Half of the whole range comes in the third and fourth hour. That is when "
+    "a flat beach disappears fastest. Turn back when the sea starts to rise, not when it reaches you."
+)
+AGENT = (
+    Reply(("Thought: I need the rules for walkers.\n",
+           'Action: search_documents\nAction Input: {"query": "rules for a walk across flats"}')),
+    Reply(tuple(f"{word} " for word in AGENT_ANSWER.split(" ")), pause_seconds=0.03),
+)  # fmt: skip
+BREAKS_OFF = Reply(("Thought: I see it.\nAnswer: ", "A spring range is "), end="reset")
 SIZES = {"light": (1280, 800), "dark": (1280, 800), "narrow": (480, 900)}
 
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as name, serve_ollama() as ollama, sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=["--no-sandbox"]
         )
         home = Path(name) / "home"
-        server, url = serve(home)
+        server, url = serve(home, ollama.url)
         try:
             page = open_page(browser, url, "light")
             shoot(page, folder / "empty-light.png")
@@ -54,6 +72,16 @@ def main(folder: Path) -> None:
             ask(page, "Who is the king of France?")
             wait_for_answers(page, 3)
             shoot(page, folder / "not-in-documents-light.png")
+            ollama.enqueue(*AGENT, BREAKS_OFF)
+            page.get_by_role("button", name="New chat").click()
+            page.get_by_test_id("stSidebar").get_by_role("combobox").first.click()
+            page.get_by_role("option", name="Ollama").click()
+            ask(page, AGENT_QUESTION)
+            wait_for_answers(page, 1)
+            shoot(page, folder / "agent-light.png")
+            ask(page, QUESTION)
+            wait_for_answers(page, 2)
+            shoot(page, folder / "fallback-light.png")
             for theme in ("dark", "narrow"):
                 other = open_page(browser, chat, theme)
                 wait_for_answers(other, 3)
@@ -73,9 +101,9 @@ def main(folder: Path) -> None:
             browser.close()
 
 
-def serve(home: Path) -> tuple[subprocess.Popen[str], str]:
+def serve(home: Path, ollama_url: str) -> tuple[subprocess.Popen[str], str]:
     """The app on a free port, and its address."""
-    environment = os.environ | {"DOCMIND_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"DOCMIND_HOME": str(home), "OLLAMA_HOST": ollama_url, "PYTHONUNBUFFERED": "1"}
     server = subprocess.Popen(
         [sys.executable, "-m", "streamlit", "run", str(ROOT / "app.py"), "--server.headless", "true",
          "--server.port", "0"], env=environment, stdout=subprocess.PIPE, text=True,
