@@ -31,8 +31,8 @@ QUESTION = "How much larger than the average is a spring range?"
 UNPROVEN = "How far apart are spring tides?"  # the small model gets it wrong, and is found out
 AGENT_QUESTION = "When does a flat beach disappear fastest, and what should I do then?"
 AGENT_ANSWER = (
-    "Thought: The evidence says both.\nAnswer: Half of the whole range comes in the third and fourth hour. That is when "
-    "a flat beach disappears fastest. Turn back when the sea starts to rise, not when it reaches you."
+    "Thought: The evidence says both.\nAnswer: Half of the whole range comes in the third and fourth hour. That is "
+    "when a flat beach disappears fastest. Turn back when the sea starts to rise, not when it reaches you."
 )
 AGENT = (
     Reply(("Thought: I need the rules for walkers.\n",
