@@ -507,6 +507,7 @@ def _finish(work: _Work) -> Answer | None:
     """Prove the sentences, close the run, keep the messages. None when there is nothing to show for it."""
     library, profile, model, reading, receipt = work.library, work.profile, work.model, work.reading, work.receipt
     answer: Answer | None = None
+    timings = _timings(work)  # once: the answer, its receipt and the log say the same
     if profile is not None and model is not None and work.finished != "failed":
         sentences, cited = cite(work.raw, reading.evidence, question=work.query)
         nearest = _best_of_each_page(reading.hits)[:NEAREST] if work.refused or not cited else []
@@ -536,12 +537,12 @@ def _finish(work: _Work) -> Answer | None:
                 "parts": _parts(work, profile) if receipt else {},
                 "left_out": [as_json(left) for left in reading.left_out],
             },
-            timings=_timings(work),
+            timings=timings,
         )
     # The receipt holds figures only: the words stay in the chat, where the person can delete them.
     runs.add_event(library, work.run_id, "receipt", {
         "finished": work.finished, "reason": work.reason, "backend": profile and profile.backend,
-        "model": model and model.name, "profile": profile and profile.name, "timings": _timings(work),
+        "model": model and model.name, "profile": profile and profile.name, "timings": timings,
         "citations": len(answer.citations) if answer else 0,
     })  # fmt: skip
     if work.message_id is not None:
@@ -550,7 +551,7 @@ def _finish(work: _Work) -> Answer | None:
         else:
             chats.fail(library, work.message_id, work.error)
     runs.finish_run(library, work.run_id, work.finished)
-    log.info("answer %s %s %s", work.run_id, work.finished, json.dumps(_timings(work)))
+    log.info("answer %s %s %s", work.run_id, work.finished, json.dumps(timings))
     return answer
 
 
