@@ -244,7 +244,7 @@ async def work(
                         raise failure
                     done = reading.steps[-1]
                     done["arguments"] = event.tool_kwargs
-                    yield StepFinished(done["tool"], done["input"], done["hits"], done["documents"], done["seconds"])
+                    yield tools.step_finished(done)
                 case ToolCall():
                     yield StepStarted(event.tool_name, _shown(event.tool_kwargs))
         is_over = True

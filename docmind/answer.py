@@ -29,7 +29,7 @@ from docmind.tools import Reading
 from docmind.transcript import answer_so_far, read_step, without_partial_tag, without_thinking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from llama_index.core.llms import ChatMessage
 
@@ -262,7 +262,7 @@ def _by_model(work: _Work, llm: Any, profile: Profile) -> Iterator[AnswerEvent]:
     if not work.reading.steps:
         yield StepStarted("search_documents", work.query)
         work.hits = tools.find(work.reading, work.query)
-        yield _step_finished(work.reading.steps[-1])
+        yield tools.step_finished(work.reading.steps[-1])
     is_agent = profile.agent == "react"
     work.refused = not work.hits or (work.hits[0].score < LEAST_SCORE and not is_agent)
     if work.refused:
@@ -308,10 +308,6 @@ def _named(profile: Profile) -> str:
 
 
 # The steps --------------------------------------------------------------------------------------------------------
-
-
-def _step_finished(step: Mapping[str, Any]) -> StepFinished:
-    return StepFinished(step["tool"], step["input"], step["hits"], step["documents"], step["seconds"])
 
 
 def _load(work: _Work, llm: Any) -> Iterator[AnswerEvent]:

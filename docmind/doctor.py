@@ -109,11 +109,12 @@ def _profiles(config: Config) -> Check:
 
 def _answering(config: Config) -> Check:
     """The default profile's model, loaded and run for one token: a native crash shows here and not in an answer."""
+    from docmind import routing
     from docmind.backends import backend
     from docmind.profiles import find_profile
 
     profile = find_profile(config)
-    llm: Any = backend(profile.backend).build(config, profile.model, profile.options)
+    llm: Any = backend(profile.backend).build(config, profile.model, routing.options(profile))
     try:
         llm.warm_up()
         speed = llm.prefill_tokens_per_second

@@ -71,19 +71,16 @@ def find_model(config: Config, profile: Profile) -> ModelInfo:
         BackendUnavailable: Its backend is not there.
         ModelNotFound: The backend has no such model.
     """
-    backend = find_backend(profile.backend)
-    given = options(profile)
-    models = backend.models(config, given)
-    for info in models:
+    found = find_backend(profile.backend).detect(config, options(profile))
+    for info in found.models:
         if info.name == profile.model:
             return info
-    found = backend.detect(config, given)
     if not found.available and found.reason != "no_model":
         raise BackendUnavailable(
             f"{found.label} is not available.", found.hint or "Start it and ask again.",
             reason=found.reason or "unreachable",
         )  # fmt: skip
-    there = ", ".join(info.name for info in models) or "none"
+    there = ", ".join(info.name for info in found.models) or "none"
     raise ModelNotFound(f"{profile.backend} has no model '{profile.model}'.", f"There are: {there}.")
 
 

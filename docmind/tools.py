@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from docmind.citations import Evidence
 from docmind.context import MIN_EVIDENCE_TOKENS, LeftOut, Packed, evidence_text, pack
+from docmind.events import StepFinished
 from docmind.search import search
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from docmind.library import Document, Library, Page
     from docmind.search import Hit
@@ -98,6 +99,11 @@ def give(reading: Reading, hits: Sequence[Hit]) -> Packed:
     return packed
 
 
+def step_finished(step: Mapping[str, Any]) -> StepFinished:
+    """The event for a step as it is recorded."""
+    return StepFinished(step["tool"], step["input"], step["hits"], step["documents"], step["seconds"])
+
+
 # The tools --------------------------------------------------------------------------------------------------------
 
 
@@ -169,9 +175,9 @@ def list_documents(reading: Reading) -> str:
 def _keep(reading: Reading, pieces: Sequence[Evidence], tokens: int) -> None:
     """Remember what the model was given, and the page it stands on, checked against its hash."""
     for piece in pieces:
-        page = reading.pages.setdefault(
-            (piece.document_id, piece.page), reading.library.page(piece.document_id, piece.page)
-        )
+        key = (piece.document_id, piece.page)
+        page = reading.pages.get(key) or reading.library.page(*key)
+        reading.pages[key] = page
         reading.evidence.append(piece)
         reading.steps[-1]["evidence"].append(
             [piece.number, piece.document_id, piece.page, piece.start, piece.end, page.sha256]

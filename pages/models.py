@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from docmind import hardware
+from docmind import hardware, routing
 from docmind.backends import REGISTRY
 from docmind.errors import DocMindError
 from docmind.profiles import DEFAULT, load_profiles
@@ -186,8 +186,7 @@ def draw_profile(profile: Profile, models: Mapping[tuple[str, str], ModelInfo]) 
             ):
                 st.session_state["pending_profile"] = profile.name
                 st.rerun()
-            window = {} if profile.context_window is None else {"context_window": profile.context_window}
-            draw_test_button(place, profile.backend, profile.model, {**profile.options, **window}, bool(problem))
+            draw_test_button(place, profile.backend, profile.model, routing.options(profile), bool(problem))
         draw_test_result(place)
 
 

@@ -216,6 +216,18 @@ def talkative(stocked):
     return stocked
 
 
+@pytest.fixture
+def script(monkeypatch):
+    """The scripted backend stands in the registry; gives its script, which is empty."""
+    from servers import scripted
+
+    from docmind.backends import REGISTRY
+
+    monkeypatch.setitem(REGISTRY, "scripted", "servers.scripted")
+    scripted.reset()
+    return scripted.SCRIPT
+
+
 @pytest.fixture(scope="module")
 def end_models():
     """No model's child outlives the tests of a module; nor one that a failed test still holds."""

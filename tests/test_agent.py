@@ -9,23 +9,14 @@ from servers import scripted
 
 from docmind import chats, store
 from docmind.answer import Answer, ask
-from docmind.backends import REGISTRY
 from docmind.errors import BackendUnavailable, LibraryDamaged
 from docmind.events import FellBack, StepFinished, StepStarted, TextDelta
 from docmind.prompts import FIRST_THOUGHT, REACT
 
-pytestmark = pytest.mark.usefixtures("end_models")
+pytestmark = pytest.mark.usefixtures("end_models", "script")
 QUESTION = "How much did the repairs of the north quay cost?"
 RIGHT = "Repairs of the north quay cost 3.7 million euros."
 SEARCH = 'Thought: I need more.\nAction: search_documents\nAction Input: {"query": "herring landed"}'
-
-
-@pytest.fixture(autouse=True)
-def script(monkeypatch):
-    """The scripted backend stands in the registry; its script is empty."""
-    monkeypatch.setitem(REGISTRY, "scripted", "servers.scripted")
-    scripted.reset()
-    return scripted.SCRIPT
 
 
 def run(library, question=QUESTION, **arguments):

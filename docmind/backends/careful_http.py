@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from docmind.background import event_loop
+from docmind.background import event_loop, is_on_the_event_loop
 from docmind.errors import BackendError, BackendUnavailable
 
 if TYPE_CHECKING:
@@ -241,11 +241,7 @@ def wait_for(coroutine: Coroutine[Any, Any, _T]) -> _T:
     Raises:
         RuntimeError: Called on the event loop itself, which would wait for itself.
     """
-    try:
-        is_on_the_loop = asyncio.get_running_loop() is event_loop()
-    except RuntimeError:  # on no loop at all
-        is_on_the_loop = False
-    if is_on_the_loop:
+    if is_on_the_event_loop():
         coroutine.close()
         raise RuntimeError("on the event loop, this would wait for itself")
     return asyncio.run_coroutine_threadsafe(coroutine, event_loop()).result()

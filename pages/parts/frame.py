@@ -108,7 +108,7 @@ def _preload(opened: Library) -> None:
     import gc
     import logging
 
-    from docmind import embed
+    from docmind import embed, routing
     from docmind.backends import backend
     from docmind.profiles import find_profile
 
@@ -117,7 +117,7 @@ def _preload(opened: Library) -> None:
         module = backend(profile.backend)
         info = next((m for m in module.models(opened.config, profile.options) if m.name == profile.model), None)
         if info is not None and (info.size_bytes or 0) <= PRELOADED_MODEL_BYTES:
-            llm: Any = module.build(opened.config, profile.model, dict(profile.options))
+            llm: Any = module.build(opened.config, profile.model, routing.options(profile))
             llm.start()
             llm.release()  # the first question takes it over; frozen below, it would never be freed by itself
         embed.identity()

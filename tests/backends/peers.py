@@ -6,6 +6,7 @@ each: the suite looks on while an answer is written, and stops it in the middle.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
@@ -113,3 +114,19 @@ def ollama_peer(config):
 
 
 PEERS = {"llama.cpp": llama_cpp_peer, "ollama": ollama_peer}
+
+
+async def ticks_at_each_word(llm, messages):
+    """How often a ticker on the same loop has ticked, at each word of an answer."""
+    ticks = 0
+
+    async def tick():
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.001)
+            ticks += 1
+
+    ticker = asyncio.create_task(tick())
+    seen = [ticks async for response in await llm.astream_chat(messages, max_tokens=30) if response.delta]
+    ticker.cancel()
+    return seen

@@ -11,7 +11,7 @@ import threading
 import pytest
 from llama_index.core.base.llms.types import ImageBlock
 from llama_index.core.llms import ChatMessage
-from peers import PATIENCE, PEERS
+from peers import PATIENCE, PEERS, ticks_at_each_word
 
 from docmind.backends import REGISTRY, backend
 from docmind.errors import BackendError, BackendUnavailable, ModelNotFound
@@ -119,22 +119,7 @@ def test_two_calls_at_once_do_not_mix(peer, ask):
 
 def test_the_event_loop_goes_on_while_an_answer_is_written(peer, ask):
     """A ticker on the same loop keeps ticking from token to token."""
-
-    async def run():
-        ticks = 0
-
-        async def tick():
-            nonlocal ticks
-            while True:
-                await asyncio.sleep(0.001)
-                ticks += 1
-
-        ticker = asyncio.create_task(tick())
-        seen = [ticks async for response in await peer.llm.astream_chat(ask(STORY), max_tokens=30) if response.delta]
-        ticker.cancel()
-        return seen
-
-    seen = asyncio.run(run())
+    seen = asyncio.run(ticks_at_each_word(peer.llm, ask(STORY)))
     assert len(seen) > 10
     assert len(set(seen)) > len(seen) / 2
 

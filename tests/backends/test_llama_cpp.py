@@ -17,6 +17,7 @@ import time
 import psutil
 import pytest
 from llama_index.core.llms import ChatMessage
+from peers import ticks_at_each_word
 
 from docmind.backends import llama_cpp
 from docmind.backends.llama_cpp_child import StopStrings, _alternating, lacks_memory
@@ -89,22 +90,7 @@ def test_a_limit_ends_as_length(llm, ask):
 
 def test_the_event_loop_goes_on_while_an_answer_is_written(llm, ask):
     """A ticker in the same loop keeps ticking between the first and the last token."""
-
-    async def run():
-        ticks = 0
-
-        async def tick():
-            nonlocal ticks
-            while True:
-                await asyncio.sleep(0.005)
-                ticks += 1
-
-        ticker = asyncio.create_task(tick())
-        seen = [ticks async for response in await llm.astream_chat(ask(STORY), max_tokens=30) if response.delta]
-        ticker.cancel()
-        return seen
-
-    seen = asyncio.run(run())
+    seen = asyncio.run(ticks_at_each_word(llm, ask(STORY)))
     assert len(set(seen)) > len(seen) / 2
 
 

@@ -9,6 +9,7 @@ import sqlite3
 import time
 
 import pytest
+from asking import ask
 from waiting import PATIENCE_SECONDS, wait_until
 
 from docmind import chats, runs
@@ -76,14 +77,6 @@ def _worst_window(shifts):
     return worst
 
 
-def _ask(page, question):
-    box = page.get_by_test_id("stChatInputTextArea")
-    box.wait_for()
-    wait_until(box.is_enabled)
-    box.fill(question)
-    box.press("Enter")
-
-
 def _receipts(page):
     """One for every answer that has ended."""
     return page.locator('[class*="st-key-receipt-"]')
@@ -127,7 +120,7 @@ def _shown(page):
 def test_a_person_asks_sees_the_answer_and_checks_it(app_server, page, stocked):
     """The question, the answer, its chip, the page with the sentence marked; then the keyboard closes it."""
     page.goto(app_server().url)
-    _ask(page, QUESTION)
+    ask(page, QUESTION)
     chip = page.locator('a[href^="#cite-"]').first
     chip.wait_for()
     answer = _kept(stocked)[-1]
@@ -147,7 +140,7 @@ def test_words_arrive_in_steps_and_a_stop_keeps_them(app_server, page, talkative
     page.goto(app_server().url)
     page.get_by_test_id("stChatInputTextArea").wait_for()
     page.evaluate(WATCH)
-    _ask(page, LONG)
+    ask(page, LONG)
     _wait_for_words(page)
     wait_until(lambda: page.evaluate("new Set(window.lengths).size") >= 6)
     page.keyboard.press("Escape")
@@ -161,10 +154,10 @@ def test_words_arrive_in_steps_and_a_stop_keeps_them(app_server, page, talkative
 def test_nothing_jumps_while_words_arrive(app_server, page, talkative):
     """Neither the question box nor what stands there already, also when the answer begins and when it ends."""
     page.goto(app_server().url)
-    _ask(page, QUESTION)
+    ask(page, QUESTION)
     _wait_for_answers(page)
     page.evaluate(MEASURE)
-    _ask(page, LONG)
+    ask(page, LONG)
     _wait_for_answers(page, 2)
     page.get_by_test_id("stChatInputTextArea").and_(page.locator(":enabled")).wait_for()
     page.wait_for_timeout(1000)  # what moves late, moves too
@@ -196,7 +189,7 @@ def test_an_answer_survives_a_refresh_a_page_switch_and_a_second_tab(app_server,
     """All of them show the same in the end: what the library keeps."""
     url = app_server().url
     page.goto(url)
-    _ask(page, LONG)
+    ask(page, LONG)
     _wait_for_words(page)
     page.reload()
     _wait_for_words(page)
@@ -217,7 +210,7 @@ def test_an_answer_survives_a_refresh_a_page_switch_and_a_second_tab(app_server,
 def test_a_closed_tab_does_not_end_the_answer(app_server, page, talkative):
     """It is complete when the person comes back."""
     page.goto(app_server().url)
-    _ask(page, LONG)
+    ask(page, LONG)
     _wait_for_words(page)
     address, context = page.url, page.context
     page.close()
@@ -236,7 +229,7 @@ def test_thirty_random_refreshes_switches_and_tabs_change_no_letter(app_server, 
     page.goto(app_server().url)
     tabs = [page]
     for answers in range(1, 7):
-        _ask(page, LONG)
+        ask(page, LONG)
         wait_until(lambda answers=answers: len(_kept(talkative)) == 2 * answers)
         for _ in range(5):
             time.sleep(chance.uniform(0.1, 1.5))
@@ -267,13 +260,13 @@ def test_the_model_is_switched_in_the_middle_of_a_chat(app_server, page, stocked
     folder.mkdir(exist_ok=True)
     (folder / "second-model.gguf").symlink_to(info.path)
     page.goto(app_server().url)
-    _ask(page, QUESTION)
+    ask(page, QUESTION)
     _wait_for_answers(page)
     box = page.get_by_test_id("stSidebar").get_by_role("combobox").nth(1)
     box.click()
     page.get_by_role("option", name="second-model").click()
     wait_until(lambda: "second-model" in box.evaluate("e => (e.value || '') + e.textContent"))
-    _ask(page, QUESTION)
+    ask(page, QUESTION)
     wait_until(lambda: len(_kept(stocked)) == 4 and _kept(stocked)[-1].finished)
     assert [m.details["model"] for m in _kept(stocked) if m.role == "assistant"] == [info.name, "second-model"]
 
@@ -288,7 +281,7 @@ def test_two_people_at_once_each_see_their_own_chat(app_server, browser, stocked
             one.set_default_timeout(PATIENCE_SECONDS * 1000)
             one.goto(url)
         for one in pages:
-            _ask(one, QUESTION)
+            ask(one, QUESTION)
         for one in pages:
             _wait_for_answers(one)
             assert one.get_by_test_id("stChatMessage").count() == 2
@@ -302,7 +295,7 @@ def test_a_killed_server_keeps_what_was_written(app_server, page, talkative):
     """The next start shows it, and that it was cut."""
     served = app_server()
     page.goto(served.url)
-    _ask(page, LONG)
+    ask(page, LONG)
     _wait_for_words(page)
     wait_until(lambda: _kept(talkative)[-1].text)
     address = page.url.partition("?")[2]
@@ -317,7 +310,7 @@ def test_a_stopped_server_keeps_everything_shown(app_server, page, talkative):
     """A polite end stores the partial answer as stopped."""
     served = app_server()
     page.goto(served.url)
-    _ask(page, LONG)
+    ask(page, LONG)
     _wait_for_words(page)
     served.process.terminate()
     served.process.wait(PATIENCE_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psutil
 import pytest
+from asking import ask
 from servers.ollama import Reply, serve
 from waiting import is_gone, wait_until
 
@@ -27,15 +28,6 @@ def choose(page, backend):
     box.click()
     page.get_by_role("option", name=backend).click()
     wait_until(lambda: backend in box.evaluate("e => (e.value || '') + e.textContent"))
-
-
-def ask(page, question):
-    """Types a question and sends it."""
-    box = page.get_by_test_id("stChatInputTextArea")
-    box.wait_for()
-    wait_until(box.is_enabled)
-    box.fill(question)
-    box.press("Enter")
 
 
 def children(server):

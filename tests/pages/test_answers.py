@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from servers import scripted
 
 from docmind import chats, runs
 from docmind.answer import ask
-from docmind.backends import REGISTRY
 from docmind.errors import BackendUnavailable
 
-pytestmark = pytest.mark.usefixtures("end_models")
+pytestmark = pytest.mark.usefixtures("end_models", "script")
 QUESTION = "How much did the repairs of the north quay cost?"
 POISON = "![x](http://127.0.0.1:9/x.png) <img src=x>"
-
-
-@pytest.fixture(autouse=True)
-def script(monkeypatch):
-    """The scripted backend stands in the registry; its script is empty."""
-    monkeypatch.setitem(REGISTRY, "scripted", "servers.scripted")
-    scripted.reset()
-    return scripted.SCRIPT
 
 
 def open_chat(app, chat="c1"):
