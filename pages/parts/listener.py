@@ -28,7 +28,7 @@ const clicked = (event) => {
   event.preventDefault();  // no jump, and with Ctrl or the middle button no new tab
   event.stopPropagation();
   if (event.type === "auxclick") return;
-  keepInPlace(link);
+  keepInPlace(link.getAttribute("href"), link);
   if (report) report(chip); else waiting = chip;
 };
 
@@ -38,11 +38,10 @@ const clicked = (event) => {
 const PATIENCE_MILLISECONDS = 60000;
 const SETTLED_MILLISECONDS = 1500;
 const HEAD_PIXELS = 60;  // Streamlit's own bar lies over the top of the page
-const keepInPlace = (link) => {
-  const href = link.getAttribute("href");
+const keepInPlace = (href, link) => {
   const same = () => [...document.querySelectorAll(`a[href="${href}"]`)];
-  kept = { place: same().indexOf(link), top: link.getBoundingClientRect().top,
-           until: performance.now() + PATIENCE_MILLISECONDS, isSeen: false };
+  const last = performance.now() + PATIENCE_MILLISECONDS;
+  kept = { place: Math.max(0, same().indexOf(link)), top: link?.getBoundingClientRect().top, until: last, last };
   const follow = (mine) => {
     const now = performance.now();
     if (kept !== mine || now > mine.until) return;  // what was clicked stays in view: the end is not followed meanwhile
@@ -53,10 +52,12 @@ const keepInPlace = (link) => {
       const [chipBox, paneBox] = [chip.getBoundingClientRect(), pane.getBoundingClientRect()];
       const isBeside = paneBox.left >= chipBox.right - 1;
       const before = scroller.scrollTop;
+      mine.top ??= scroller.clientHeight / 2;  // where it was clicked is not known: into the middle
       scroller.scrollTop += isBeside ? chipBox.top - mine.top : paneBox.top - HEAD_PIXELS;
-      const isMoving = scroller.scrollTop !== before || pane.querySelector('[data-testid="stSpinner"]');
-      if (isMoving || !mine.isSeen) mine.until = now + SETTLED_MILLISECONDS;
-      mine.isSeen = true;
+      const isDrawing = pane.querySelector('[data-testid="stSpinner"]')
+        || document.querySelector('[data-test-script-state="running"]');
+      const isMoving = scroller.scrollTop !== before || isDrawing || mine.until === mine.last;
+      if (isMoving) mine.until = Math.min(now + SETTLED_MILLISECONDS, mine.last - 1);
     }
     requestAnimationFrame(() => follow(mine));
   };
@@ -110,7 +111,10 @@ document.addEventListener("keydown", pressed);
 for (const moved of ["wheel", "touchmove", "pointerdown"]) document.addEventListener(moved, letGo, { passive: true });
 // A click before it was loaded went into the address.
 waiting = read(location.hash);
-if (waiting) history.replaceState(history.state, "", location.pathname + location.search);
+if (waiting) {
+  keepInPlace(location.hash);
+  history.replaceState(history.state, "", location.pathname + location.search);
+}
 
 export default function ({ setTriggerValue }) {
   const mine = (chip) => setTriggerValue("chip", chip);
