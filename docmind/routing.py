@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final
 
 from docmind.backends import REGISTRY
 from docmind.backends import backend as find_backend
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from docmind.config import Config
     from docmind.errors import DocMindError
 
-Place = Literal["this device", "your network", "the internet"]
 # A model of this size can drive the agent: about 3 billion parameters in 4 bits. Smaller ones repeat themselves.
 AGENT_BYTES: Final = 1_500_000_000
 # Another model cannot help with these: the choice, the question or a setting has to change, or somebody has to wait.
@@ -117,28 +114,6 @@ def call_arguments(profile: Profile) -> dict[str, Any]:
     if profile.stop:
         arguments["stop"] = list(profile.stop)
     return arguments
-
-
-def where_text_goes(url: str | None) -> tuple[Place, str]:
-    """Whose machine reads questions and passages, and its name; a backend without an address runs in this program."""
-    if url is None:
-        return "this device", "localhost"
-    try:
-        host = urlsplit(url if "://" in url else f"http://{url}").hostname or ""
-    except ValueError:
-        host = ""
-    if not host:  # nobody knows where that is: the furthest there is
-        return "the internet", url
-    if host == "localhost":
-        return "this device", host
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:  # a name: one without a dot, or of the local network, is nobody's on the internet
-        is_near = "." not in host or host.endswith((".local", ".lan", ".home.arpa", ".internal"))
-        return ("your network" if is_near else "the internet"), host
-    if address.is_loopback:
-        return "this device", host
-    return ("your network" if address.is_private else "the internet"), host
 
 
 def free_memory(but: str) -> None:

@@ -1,4 +1,4 @@
-"""Which model answers, which goes on, and whose machine reads the text."""
+"""Which model answers, and which goes on."""
 
 from __future__ import annotations
 
@@ -8,32 +8,6 @@ from docmind import routing
 from docmind.backends import ModelInfo
 from docmind.errors import BackendUnavailable, ModelNotFound, ProfileError
 from docmind.profiles import Profile
-
-
-@pytest.mark.parametrize(
-    ("url", "place"),
-    [
-        (None, "this device"),
-        ("http://127.0.0.1:11434", "this device"),
-        ("http://localhost:1234/v1", "this device"),
-        ("http://[::1]:8080", "this device"),
-        ("http://192.168.1.20:11434", "your network"),
-        ("http://10.0.0.4", "your network"),
-        ("http://workstation:11434", "your network"),
-        ("http://nas.local:11434", "your network"),
-        ("https://api.example.com/v1", "the internet"),
-        ("http://8.8.8.8:11434", "the internet"),
-        ("http://127.0.0.1.example.com", "the internet"),
-        ("http://localhost@example.com", "the internet"),
-        ("8.8.8.8:11434", "the internet"),
-        ("localhost:11434", "this device"),
-        ("http://", "the internet"),
-        ("http://[::1", "the internet"),
-    ],
-)
-def test_where_text_goes_follows_from_the_address(url, place):
-    """Shown before anything is sent."""
-    assert routing.where_text_goes(url)[0] == place
 
 
 def write(config, name, text):

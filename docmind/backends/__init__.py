@@ -45,6 +45,8 @@ class ModelInfo:
     loaded: bool  # in memory now
     path: Path | None = None  # of its file, where it has one
     reason: str | None = None  # why it cannot be used; None: it can, as far as is known
+    memory_bytes: int | None = None  # that it holds now, of GPU and RAM together; None: none, or not known
+    gpu_bytes: int | None = None  # the part of it that is on GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,29 @@ class Option:
     choices: tuple[str, ...] = ()  # of a text, the only ones there are
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far something is that takes a while: a download, a load."""
+
+    doing: str  # "downloading", "checking", "loading", … as it is shown
+    done: int = 0
+    total: int | None = None  # None: nobody knows
+    unit: str = "bytes"  # or "%"
+
+
 class Backend(Protocol):
-    """The names a backend module has."""
+    """The names a backend module has.
+
+    One that can do more has some of these functions too; the Models page has a button for each that is there:
+
+    - `pull(config, model, options=None, *, progress, stop)`: fetch a model; partly fetched ones go on where they ended.
+    - `delete(config, model, options=None)`: remove a model from the disk.
+    - `load(config, model, options=None, *, progress, stop)`: bring a model into memory.
+    - `unload(config, model, options=None)`: free its memory.
+
+    They are synchronous, report each step by `progress(Progress(…))`, end within a second once `stop` (a
+    `threading.Event`) is set, and raise a `BackendError` for what goes wrong.
+    """
 
     LABEL: str
     OPTIONS: tuple[Option, ...]

@@ -12,7 +12,6 @@ import contextlib
 import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -209,12 +208,6 @@ def converted(client: httpx.AsyncClient) -> Iterator[None]:
 def unreachable(url: str) -> BackendUnavailable:
     """The error for a server that is not there; a backend adds how to start it."""
     return BackendUnavailable(f"Nothing answers at {url}.", "Start the server, or choose another backend.")
-
-
-def is_on_this_machine(url: str) -> bool:
-    """Whether an address is this machine's own."""
-    host = (urlsplit(url).hostname or "").rstrip(".")
-    return host == "localhost" or host.endswith(".localhost") or host.startswith("127.") or host == "::1"
 
 
 def plain(text: str) -> str:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from docmind.backends import NOT_WRITING, Detection, ModelInfo, Option, checked_options
+from docmind.backends.places import where_text_goes
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
 
 if TYPE_CHECKING:
@@ -292,10 +293,8 @@ def key_header(url: str) -> dict[str, str]:
     Ollama's own client sends it to any address; over http it could be read on the way, and a server on this machine
     needs none.
     """
-    from docmind.backends.careful_http import is_on_this_machine
-
     key = os.environ.get("OLLAMA_API_KEY", "").strip()
-    is_meant = bool(key) and key.isascii() and url.startswith("https:") and not is_on_this_machine(url)
+    is_meant = bool(key) and key.isascii() and url.startswith("https:") and where_text_goes(url)[0] != "this device"
     return {"Authorization": f"Bearer {key}"} if is_meant else {}
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from docmind import chats, runs
+from docmind.backends.places import where_text_goes
 from docmind.metrics import answers
 from docmind.profiles import DEFAULT
-from docmind.routing import where_text_goes
 from pages.parts import frame
 from pages.parts.panel import draw_strip
 from pages.parts.safe import plain
