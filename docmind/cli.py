@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docmind.config import Config, load_config
-from docmind.errors import DocMindError
+from docmind.errors import DocMindError, SettingsError
 from docmind.wording import DOING, counted, step_line
 
 if TYPE_CHECKING:
@@ -117,6 +117,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("profiles", _profiles, "list the model profiles, or show one")
     sub.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     sub.add_argument("name", nargs="?", metavar="NAME")
+
+    sub = command("settings", _settings, "show who may be sent text, or change it")
+    sub.add_argument("action", nargs="?", choices=("show", "allow", "forbid", "local-only"), default="show")
+    sub.add_argument("value", nargs="?", type=_text, metavar="ADDRESS|on|off", help="http://192.168.1.20:11434")
 
     sub = command("evaluate", _evaluate, "measure search, and answers, on questions with known pages")
     sub.add_argument("file", type=Path, metavar="FILE.jsonl")
@@ -449,6 +453,37 @@ def _profiles(arguments: argparse.Namespace) -> int:
             state = "" if profile.enabled else " · off"
             _print(f"{profile.name:12} {profile.role:10} {profile.backend} · {profile.model}{state}")
             _print(f"{'':12} {profile.description}")
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from docmind.backends.places import allow, where_text_goes
+    from docmind.settings import read_settings, save_settings
+
+    config, value = _config(arguments), arguments.value
+    settings = read_settings(config)
+    match arguments.action:
+        case "allow" | "forbid":
+            try:
+                settings = allow(config, value or "", is_allowed=arguments.action == "allow")
+            except ValueError as error:
+                hint = "Write it as http://192.168.1.20:11434."
+                raise SettingsError(f"'{value or ''}' is no address.", hint) from error
+        case "local-only":
+            if value not in ("on", "off"):
+                raise SettingsError("It is on or off.", "Run: docmind settings local-only on")
+            settings = dataclasses.replace(settings, local_only=value == "on")
+            save_settings(config, settings)
+    if arguments.json:
+        _print_json({name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()})
+        return 0
+    _print(f"local only   {'on' if settings.local_only else 'off'}")
+    for address in settings.allowed:
+        _print(f"allowed      {address} ({where_text_goes(address)[0]})")
+    if not settings.allowed:
+        _print("allowed      no address beyond this device")
     return 0
 
 

@@ -438,3 +438,17 @@ def test_ctrl_c_keeps_what_was_written(stocked, in_child):
             ("assistant", "stopped"),
         ]
         assert db.execute("SELECT state FROM runs WHERE kind = 'answer'").fetchone()[0] == "stopped"
+
+
+def test_settings_say_who_may_be_sent_text(run, run_json):
+    """Allowed, taken back, and all of it switched off."""
+    assert run_json("settings")[1] == [{"local_only": False, "allowed": [], "backend_order": []}]
+    status, rows, _ = run_json("settings", "allow", "http://192.168.1.20:11434/api")
+    assert (status, rows[0]["allowed"]) == (0, ["http://192.168.1.20:11434"])
+    assert "your network" in run("settings")[1][1]
+    assert run_json("settings", "forbid", "http://192.168.1.20:11434")[1][0]["allowed"] == []
+    assert run_json("settings", "local-only", "on")[1][0]["local_only"]
+    assert not run_json("settings", "local-only", "off")[1][0]["local_only"]
+    for wrong in (["allow"], ["allow", "http://"], ["local-only"], ["local-only", "perhaps"]):
+        status, _, err = run("settings", *wrong)
+        assert (status, len(err.splitlines())) == (1, 2)

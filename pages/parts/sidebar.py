@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from docmind import chats, runs
-from docmind.backends.places import where_text_goes
 from docmind.metrics import answers
 from docmind.profiles import DEFAULT
 from pages.parts import frame
 from pages.parts.panel import draw_strip
+from pages.parts.place import draw_place
 from pages.parts.safe import plain
 
 if TYPE_CHECKING:
@@ -174,18 +174,4 @@ def _draw_model() -> None:
         state["profile"], state["backend"], state["model"] = fitting and fitting.name, backend, model
     profile = next((p for p in profiles if p.name == state["profile"]), None)
     own_url = profile.options.get("url") if profile else None  # a profile may name another machine
-    _draw_place(own_url or (detection.url if detection else None))
-
-
-PLACES = {
-    "this device": (":green[●] on this device", "Questions and documents do not leave this machine."),
-    "your network": (":orange[●] on your network: {host}", "Questions and passages are sent to this machine."),
-    "the internet": (":red[●] on the internet: {host}", "Questions and passages are sent to this address."),
-}
-
-
-def _draw_place(url: str | None) -> None:
-    """Where the next question goes, before it is sent."""
-    place, host = where_text_goes(url)
-    words, explained = PLACES[place]
-    st.caption(words.format(host=plain(host, limit=60)), help=explained)
+    draw_place(own_url or (detection.url if detection else None))
