@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from docmind import chats, continuing, history, routing, runs, tools
+from docmind import breaker, chats, continuing, history, routing, runs, tools
 from docmind.backends import ModelInfo
 from docmind.backends import backend as find_backend
 from docmind.background import follow
@@ -238,13 +238,20 @@ def _answer(work: _Work, route: Sequence[Profile]) -> Iterator[AnswerEvent]:
         )
     failure: BackendError | None = None
     for place, profile in enumerate(route):
+        is_last = place + 1 == len(route)
         try:
+            rest = None if is_last else breaker.resting(profile)
+            if rest is not None:
+                raise rest
             yield from _attempt(work, profile)
+            if work.finished != "stopped":
+                breaker.note(profile, None)
             return
         except BackendError as error:
+            breaker.note(profile, error)
             if failure is None or work.shown:  # what was chosen has to be mended; a text is cut by its own error
                 failure = error
-            if work.is_stopped or place + 1 == len(route) or not routing.can_another_help(error):
+            if work.is_stopped or is_last or not routing.can_another_help(error):
                 break
             yield _fall_back(work, profile, route[place + 1], error)
     assert failure is not None
@@ -385,11 +392,15 @@ def _load(work: _Work, llm: Any) -> Iterator[AnswerEvent]:
         except DocMindError as error:
             failure.append(error)
 
-    if not llm.is_loaded:
-        yield ModelWaiting("loading")
+    started, told = time.monotonic(), None
+    was_loaded = llm.is_loaded
     loading = threading.Thread(target=load, name="docmind-load", daemon=True)
     loading.start()
     while loading.is_alive() and not work.is_stopped:
+        percent, seconds = llm.load_percent, int(time.monotonic() - started)
+        waiting = ModelWaiting("loading", done=percent or 0, total=0 if percent is None else 100, seconds=seconds)
+        if waiting != told and not was_loaded:
+            yield (told := waiting)
         loading.join(STOP_POLL_SECONDS)
     if failure:
         raise failure[0]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from docmind.config import Config, load_config
 from docmind.errors import DocMindError, SettingsError
-from docmind.wording import DOING, counted, step_line
+from docmind.wording import DOING, counted, step_line, waiting_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -338,14 +338,8 @@ def _ask(arguments: argparse.Namespace) -> int:
                             sys.stdout.write("\n\n")
                             sys.stdout.flush()
                         _print(f"{before} could not go on: {message} {after} is asked instead.\n", file=sys.stderr)
-                case ModelWaiting(phase, ahead, done, total):
-                    words = {
-                        "waiting": f"{ahead} before you",
-                        "loading": "Loading the model …",
-                        "reading": f"Reading {done} of {total} tokens" if total else "Reading …",
-                        "thinking": "Thinking …",
-                    }
-                    _status(words[phase])
+                case ModelWaiting():
+                    _status(waiting_line(event))
                 case TextDelta(text, replaces):
                     _status("")
                     if arguments.json:

@@ -1,6 +1,11 @@
-"""Words that the screen and the command line share. Knows nothing else."""
+"""Words that the screen and the command line share. Knows events, nothing else."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from docmind.events import ModelWaiting
 
 DOING = {"search_documents": "Searching", "read_page": "Reading", "list_documents": "Looking through the names"}
 
@@ -19,3 +24,17 @@ def step_line(tool: str, asked: str, hits: int, documents: int, seconds: float) 
         return f"Looked through the names of {counted(documents, 'document')}{took}"
     where = f" in {counted(documents, 'document')}" if documents else ""
     return f"Searched “{asked}”: {counted(hits, 'passage')}{where}{took}"
+
+
+def waiting_line(event: ModelWaiting) -> str:
+    """What a model does that is not writing yet."""
+    match event.phase:
+        case "waiting":
+            return f"{event.ahead} before you …"
+        case "thinking":
+            return "Thinking …"
+        case "loading":
+            share = f" {event.done} %" if event.total and event.done else ""
+            return f"Loading the model{share} …" + (f" {event.seconds} s" if event.seconds else "")
+        case "reading":
+            return f"Reading {event.done:,} of {event.total:,} tokens …" if event.total else "Reading …"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from docmind import hardware, routing
+from docmind import breaker, hardware, routing
 from docmind.backends import REGISTRY
 from docmind.errors import DocMindError
 from docmind.profiles import DEFAULT, load_profiles
@@ -45,6 +45,7 @@ def main() -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.title("Models", width="content")
         if st.button("Refresh", icon=":material/refresh:", key="refresh", help="Look for backends and models again"):
+            breaker.forget()
             detections.clear()
             st.rerun()
     profiles, broken = read_profiles()

@@ -18,6 +18,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from docmind import breaker
 from docmind.config import Config
 from docmind.embed import EmbeddingIdentity
 from docmind.library import Library, NewPassage
@@ -39,6 +40,7 @@ def own_data_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DOCMIND_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("DOCMIND_EMBEDDING", raising=False)
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")  # no test asks a server that happens to run
+    breaker.forget()  # nor inherits the failures of another
     logger = logging.getLogger("docmind")
     before = logger.propagate, logger.level, logging.raiseExceptions
     yield
