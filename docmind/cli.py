@@ -122,6 +122,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("action", nargs="?", choices=("show", "allow", "forbid", "local-only"), default="show")
     sub.add_argument("value", nargs="?", type=_text, metavar="ADDRESS|on|off", help="http://192.168.1.20:11434")
 
+    sub = command("keys", _keys, "keep or forget the key of a model server; it is asked for, or read from stdin")
+    sub.add_argument("action", nargs="?", choices=("show", "keep", "forget"), default="show")
+    sub.add_argument("address", nargs="?", type=_text, metavar="ADDRESS", help="https://api.example.com")
+
     sub = command("evaluate", _evaluate, "measure search, and answers, on questions with known pages")
     sub.add_argument("file", type=Path, metavar="FILE.jsonl")
     sub.add_argument("-k", type=_positive, default=10, metavar="N", help="depth of MRR (default: 10)")
@@ -478,6 +482,31 @@ def _settings(arguments: argparse.Namespace) -> int:
         _print(f"allowed      {address} ({where_text_goes(address)[0]})")
     if not settings.allowed:
         _print("allowed      no address beyond this device")
+    return 0
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from docmind.keys import forget_key, keep_key, keyring_name
+
+    ring = keyring_name()
+    if arguments.action == "forget":
+        forget_key(arguments.address or "")
+    if arguments.action == "keep":
+        if ring is None:  # nothing would remember it when this command has ended
+            raise SettingsError(
+                "This system has no keyring that guards keys.",
+                "Set the key in the environment, or give it on the Models page at each start.",
+                reason="no_keyring",
+            )
+        import getpass
+
+        # Never as an argument: those are seen by everybody on the machine, and kept by the shell.
+        key = getpass.getpass("Key: ") if sys.stdin.isatty() else sys.stdin.readline()
+        keep_key(arguments.address or "", key)
+    if arguments.json:
+        _print_json({"keyring": ring})
+    else:
+        _print(f"keyring      {ring or 'none that guards keys'}")
     return 0
 
 

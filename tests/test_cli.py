@@ -452,3 +452,23 @@ def test_settings_say_who_may_be_sent_text(run, run_json):
     for wrong in (["allow"], ["allow", "http://"], ["local-only"], ["local-only", "perhaps"]):
         status, _, err = run("settings", *wrong)
         assert (status, len(err.splitlines())) == (1, 2)
+
+
+def test_a_key_is_not_kept_where_nothing_guards_it(run, run_json, monkeypatch):
+    """And is never an argument of a command."""
+    import io
+
+    import keyring
+    from keyring.backends import fail
+
+    before = keyring.get_keyring()
+    keyring.set_keyring(fail.Keyring())
+    try:
+        monkeypatch.setattr("sys.stdin", io.StringIO("sk-canary\n"))
+        status, out, err = run("keys", "keep", "https://api.example.com")
+        assert (status, out) == (1, [])
+        assert "sk-canary" not in err
+        assert run_json("keys") == (0, [{"keyring": None}], "")
+        assert run("keys", "forget", "https://api.example.com")[0] == 0
+    finally:
+        keyring.set_keyring(before)
