@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 REGISTRY: dict[str, str] = {
     "llama.cpp": "docmind.backends.llama_cpp",
     "ollama": "docmind.backends.ollama",
+    "openai": "docmind.backends.openai",
+    "azure-openai": "docmind.backends.azure_openai",
+    "anthropic": "docmind.backends.anthropic",
+    "mistral": "docmind.backends.mistral",
+    "cohere": "docmind.backends.cohere",
+    "bedrock": "docmind.backends.bedrock",
+    "gemini": "docmind.backends.google_gemini",
+    "vertex": "docmind.backends.google_vertex",
 }
 
 # Architectures of models that turn text into vectors, or pictures into tokens; they cannot answer.
