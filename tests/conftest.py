@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from servers import clouds
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -41,6 +42,10 @@ def own_data_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("DOCMIND_EMBEDDING", raising=False)
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")  # no test asks a server that happens to run
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")  # nor the developer's keyring
+    for name in clouds.VARIABLES:  # nor a cloud with their keys
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "CLOUDSDK_CONFIG"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
     breaker.forget()  # nor inherits the failures of another
     logger = logging.getLogger("docmind")
     before = logger.propagate, logger.level, logging.raiseExceptions

@@ -78,15 +78,18 @@ async def pieces(call: Call) -> AsyncGenerator[Piece, None]:
     content = json.dumps(body | ({"system": system} if system else {})).encode()
     url = f"{call.url}/model/{quote(call.model, safe='')}/converse-stream"
     headers = await asyncio.to_thread(_signed, call, url, content)
-    with read_by(call, ParserError):
+    with read_by(call):
         answer = await call.transport.send("POST", url, headers, content)
         buffer, waiting = EventStreamBuffer(), 0
         async for data in call.transport.pieces(answer):
             buffer.add_data(data)
             waiting += len(data)
-            for message in buffer:
-                waiting = 0
-                yield _piece(message.to_response_dict())
+            try:
+                for message in buffer:
+                    waiting = 0
+                    yield _piece(message.to_response_dict())
+            except ParserError as error:
+                raise ValueError("no event stream") from error
             if waiting > EVENT_BYTES:
                 raise ValueError("an event that does not end")
 

@@ -76,9 +76,7 @@ class Transport:
         ConsentMissing: The person has not allowed it.
     """
 
-    def __init__(
-        self, config: Config, url: str, key: str, *, label: str, model: str, wire: Mapping[str, str]
-    ) -> None:
+    def __init__(self, config: Config, url: str, key: str, *, label: str, model: str, wire: Mapping[str, str]) -> None:
         self.url, self.label = url, label
         self._secrets, self._model, self._wire = [key], model, wire
         settings = client_settings(config, url, CONNECT_SECONDS)
@@ -126,9 +124,7 @@ class Transport:
 
         return library.AsyncClient(transport=Bridge(), follow_redirects=False, trust_env=False, timeout=None)
 
-    async def send(
-        self, method: str, url: str, headers: list[tuple[bytes, bytes]], content: bytes
-    ) -> httpx.Response:
+    async def send(self, method: str, url: str, headers: list[tuple[bytes, bytes]], content: bytes) -> httpx.Response:
         """The answer of the service, its body not read yet.
 
         Raises:

@@ -217,9 +217,7 @@ def _listed(cloud: Cloud, config: Config, url: str, key: str, given: Mapping[str
     return wait_for(ask())
 
 
-async def ask_models(
-    cloud: Cloud, config: Config, url: str, key: str, given: Mapping[str, Any]
-) -> list[ModelInfo]:
+async def ask_models(cloud: Cloud, config: Config, url: str, key: str, given: Mapping[str, Any]) -> list[ModelInfo]:
     """What the service lists, by name.
 
     Raises:

@@ -1,7 +1,8 @@
 """The Vertex backend: Google's models in a person's own project, with the credentials of Google's tools.
 
 *Limitations*: text in, text out. Credentials are those of a file: GOOGLE_APPLICATION_CREDENTIALS, or what `gcloud auth
-application-default login` wrote; a machine's own (of its metadata server) are not asked for. Google's package fetches
+application-default login` wrote, a person's or a service account's. A machine's own, of its metadata server, are not
+asked for. Google's package fetches
 the token from Google's address by its own HTTP client; no text goes there. Vertex does not list models for these
 credentials: a profile may name any.
 """
@@ -9,6 +10,7 @@ credentials: a profile may name any.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from docmind.backends import ModelInfo, Option, clouds, google_gemini
 from docmind.backends.clouds import Call, Cloud, Piece, listed
-from docmind.errors import BackendError
+from docmind.errors import BackendError, BackendUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -32,6 +34,8 @@ OPTIONS = clouds.options(
         Option("project", str, None, "", "The project that pays; by default what GOOGLE_CLOUD_PROJECT says."),
         Option("location", str, None, "", "Where the models run; by default what GOOGLE_CLOUD_LOCATION says, else "
                "global."),
+        Option("credentials", str, None, "path", "The file with the credentials; by default what "
+               "GOOGLE_APPLICATION_CREDENTIALS names, else what gcloud wrote."),
     ),
 )  # fmt: skip
 # What is listed; https://cloud.google.com/vertex-ai/generative-ai/docs/models tells of others.
@@ -64,30 +68,57 @@ async def pieces(call: Call) -> AsyncGenerator[Piece, None]:
         yield piece
 
 
+# Credentials with their tokens, by file and its time: a token lasts an hour.
+_known: dict[tuple[str, int], Any] = {}
+
+
 def _credentials(path: str) -> Any:
     """Credentials with a token of the moment, from a file.
 
     Raises:
+        BackendUnavailable: Google is not there.
         BackendError: There are none, or Google does not take them (`key_rejected`).
     """
     import requests
-    from google.auth import exceptions, load_credentials_from_file
+    from google.auth import exceptions
     from google.auth.transport.requests import Request
 
-    session = requests.Session()
-    session.trust_env = False  # no proxy named in the environment
-    session.max_redirects = 0
     try:
-        with session:
-            credentials, _ = load_credentials_from_file(path, scopes=[_SCOPE])
-            credentials.refresh(Request(session))
-    except (exceptions.GoogleAuthError, ValueError, OSError) as error:
+        known = path, Path(path).stat().st_mtime_ns
+        credentials = _known.get(known) or _read_credentials(path)
+        if not credentials.valid:
+            with requests.Session() as session:
+                session.trust_env = False  # no proxy named in the environment
+                session.max_redirects = 0
+                credentials.refresh(Request(session))
+    except exceptions.TransportError as error:
+        raise BackendUnavailable(
+            f"Google gives no token ({type(error).__name__}).", "See whether this machine is online."
+        ) from None
+    except (exceptions.GoogleAuthError, ValueError, LookupError, OSError) as error:
         raise BackendError(
             f"Google does not take the credentials in {path} ({type(error).__name__}).",
             "Run: gcloud auth application-default login",
             reason="key_rejected",
         ) from None  # what Google's package says about them may hold a part of them
+    _known[known] = credentials
     return credentials
+
+
+def _read_credentials(path: str) -> Any:
+    """Credentials of the two kinds that name no program to run and no address to ask but Google's.
+
+    Raises:
+        ValueError: The file holds none, or another kind.
+    """
+    from google.oauth2 import credentials, service_account
+
+    said = json.loads(Path(path).read_text(encoding="utf-8"))
+    if said["type"] == "authorized_user":
+        return credentials.Credentials.from_authorized_user_info(said, scopes=[_SCOPE])
+    if said["type"] == "service_account":
+        return service_account.Credentials.from_service_account_info(said, scopes=[_SCOPE])
+    raise ValueError("another kind of credentials")
 
 
 def _find(url: str, options: Mapping[str, Any]) -> str | None:
@@ -95,10 +126,10 @@ def _find(url: str, options: Mapping[str, Any]) -> str | None:
 
     Source: https://cloud.google.com/docs/authentication/application-default-credentials
     """
-    said = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", "").strip()
+    said = str(options.get("credentials") or os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", "")).strip()
     home = Path(os.environ.get("APPDATA", "~")) if sys.platform == "win32" else Path("~", ".config")
     usual = Path(os.environ.get("CLOUDSDK_CONFIG") or home / "gcloud", "application_default_credentials.json")
-    path = Path(said) if said else usual.expanduser()
+    path = Path(said or usual).expanduser()
     return str(path) if _project(options) and path.is_file() else None
 
 
@@ -120,7 +151,7 @@ CLOUD = Cloud(
     name="vertex",
     label=LABEL,
     requirement=google_gemini.REQUIREMENT,
-    modules=("llama_index.llms.google_genai", "google.auth.transport.requests"),
+    modules=("llama_index.llms.google_genai", "google.auth.transport.requests", "google.oauth2.service_account"),
     options=OPTIONS,
     address=_address,
     find=_find,

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from servers import clouds
 from servers.ollama import serve
 
 from docmind.backends import backend, llama_cpp
+from docmind.keys import forget_key, keep_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +42,7 @@ class Peer:
         reject_key: A context in which no key is right; None: it has no keys.
         down: A context in which nothing listens; it gives a model that was built while something did, and the options
             that lead there. None: the backend starts what it needs by itself.
+        lists_models: Whether it can tell a model that is not there before a question.
     """
 
     llm: Any
@@ -51,6 +55,7 @@ class Peer:
     mend: Callable[[], None] = lambda: None
     reject_key: Callable[[], contextlib.AbstractContextManager] | None = None
     down: Callable[[], contextlib.AbstractContextManager] | None = None
+    lists_models: bool = True
 
     def wait_until_idle(self):
         """Wait until nothing is computed any more."""
@@ -113,7 +118,59 @@ def ollama_peer(config):
         )
 
 
-PEERS = {"llama.cpp": llama_cpp_peer, "ollama": ollama_peer}
+@contextlib.contextmanager
+def cloud_peer(name, config, *, model=clouds.MODEL):
+    """A stand-in under the cloud's own package; skipped where that is not installed."""
+    clouds.skip_unless_installed(name)
+    config.home.mkdir(parents=True, exist_ok=True)
+    with clouds.reached(name, config.home, pace_seconds=0.012) as (server, options):
+        server.model = model
+        options |= {"context_window": 8000, "temperature": 0.0}
+        if name == "azure-openai":
+            options["deployments"] = [model]
+
+        @contextlib.contextmanager
+        def reject_key():
+            server.key = "another"
+            yield
+            server.key = clouds.KEY
+
+        @contextlib.contextmanager
+        def down():
+            with clouds.reached(name, config.home) as (_, elsewhere):
+                elsewhere["context_window"] = 8000
+                gone = backend(name).build(config, model, elsewhere)
+            keep_key(elsewhere["url"], clouds.KEY)
+            yield gone, elsewhere
+            forget_key(elsewhere["url"])
+
+        def set_breaking_off(is_breaking_off):
+            server.is_breaking_off = is_breaking_off
+
+        llm = backend(name).build(config, model, options)
+        yield Peer(
+            llm,
+            model,
+            options,
+            backend(name).CLOUD.modules[0],
+            working=lambda: server.answering,
+            window=lambda: llm.context_window,
+            break_off=lambda: set_breaking_off(True),
+            mend=lambda: set_breaking_off(False),
+            reject_key=reject_key,
+            down=down,
+            lists_models=backend(name).CLOUD.has_listing,
+        )
+
+
+PEERS = {
+    "llama.cpp": llama_cpp_peer,
+    "ollama": ollama_peer,
+    **{name: functools.partial(cloud_peer, name) for name in clouds.FORMATS},
+    # These list a few models by name, and take any other.
+    "bedrock": functools.partial(cloud_peer, "bedrock", model="amazon.nova-lite-v1:0"),
+    "vertex": functools.partial(cloud_peer, "vertex", model="gemini-2.5-flash"),
+}
 
 
 async def ticks_at_each_word(llm, messages):

@@ -10,16 +10,61 @@ import asyncio
 import binascii
 import contextlib
 import functools
+import importlib.metadata
+import importlib.util
+import inspect
 import itertools
 import json
+import re
 import struct
-import time
 from urllib.parse import unquote
 
+import pytest
 from servers.http_by_hand import HandServer, running
 
+# Where keys and addresses are looked for. No test looks there unless it says so.
+VARIABLES = """
+OPENAI_API_KEY OPENAI_BASE_URL OPENAI_ORG_ID OPENAI_PROJECT_ID AZURE_OPENAI_API_KEY AZURE_OPENAI_ENDPOINT
+AZURE_OPENAI_DEPLOYMENT AZURE_OPENAI_AD_TOKEN ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL MISTRAL_API_KEY
+MISTRAL_ENDPOINT CO_API_KEY COHERE_API_KEY CO_API_URL GEMINI_API_KEY GOOGLE_API_KEY GOOGLE_GEMINI_BASE_URL
+GOOGLE_VERTEX_BASE_URL GOOGLE_APPLICATION_CREDENTIALS GOOGLE_CLOUD_PROJECT GOOGLE_CLOUD_LOCATION
+GOOGLE_GENAI_USE_VERTEXAI AWS_BEARER_TOKEN_BEDROCK AWS_REGION AWS_DEFAULT_REGION AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
+AWS_SESSION_TOKEN AWS_PROFILE AWS_WEB_IDENTITY_TOKEN_FILE AWS_ENDPOINT_URL_BEDROCK_RUNTIME
+""".split()
 KEY = "canary-5f1d9e-never-shown"
 MODEL = "model-1"
+
+
+def skip_unless_installed(cloud):
+    """A cloud's package is an extra."""
+    from docmind.backends import backend
+
+    requirement = backend(cloud).CLOUD.requirement
+    try:
+        importlib.metadata.distribution(requirement.partition(">")[0])
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f'the extra of {cloud} is not installed: pip install "{requirement}"')
+
+
+@contextlib.contextmanager
+def reached(cloud, folder, **settings):
+    """A stand-in with a key for it, and the options that lead there."""
+    from docmind.keys import forget_key, keep_key
+
+    with serve(cloud, **settings) as server:
+        options = {"url": server.url}
+        if cloud == "vertex":
+            service_account(folder / "account.json", server.url)
+            options |= {"credentials": str(folder / "account.json"), "project": "p-1", "location": "global"}
+        if cloud == "bedrock":
+            options["region"] = "eu-central-1"
+        if cloud == "azure-openai":
+            options["deployments"] = [MODEL]
+        keep_key(server.url, KEY)
+        try:
+            yield server, options
+        finally:
+            forget_key(server.url)
 
 
 @contextlib.contextmanager
@@ -42,7 +87,7 @@ class CloudServer(HandServer):
     def __init__(self, wire, *, pace_seconds=0.0, words=None):
         super().__init__()
         self.wire, self.pace_seconds, self.words = wire, pace_seconds, words
-        self.key = KEY
+        self.key, self.model = KEY, MODEL
         self.finish = None
         self.refuses: set[str] = set()
         self.thoughts = ""
@@ -57,7 +102,7 @@ class CloudServer(HandServer):
     async def answer(self, connection, method, path, headers, request):
         wire = self.wire
         if method == "POST" and path == "/token":
-            token = {"access_token": self.key, "expires_in": 3600, "token_type": "Bearer"}
+            token = {"access_token": KEY, "expires_in": 3600, "token_type": "Bearer"}
             return await connection.whole(200, token)
         if headers.get("accept-encoding") != "identity":
             self.note(self.violations, "compressed answers are accepted")
@@ -75,9 +120,9 @@ class CloudServer(HandServer):
             return await connection.whole(400, wire.error(400, said))
         try:
             wire.check(request, path)
-        except Exception as error:
+        except (AssertionError, LookupError, TypeError, ValueError) as error:
             self.note(self.violations, f"{type(error).__name__}: {error}")
-        if MODEL not in unquote(path) + str(request.get("model")):
+        if self.model not in unquote(path) + str(request.get("model")):
             return await connection.whole(404, wire.error(404, "The model does not exist"))
         await connection.begin(200, wire.kind)
         return await self._stream(connection, request)
@@ -85,33 +130,26 @@ class CloudServer(HandServer):
     async def _stream(self, connection, request):
         wire = self.wire
         question, most, stops = wire.question(request), *wire.limits(request)
-        words, written, finish, text = itertools.cycle(question.split()), 0, "length", ""
-        for event in wire.begin(len(question.split())):
+        asked = len(question.split())
+        finish = "length" if self.words is None or (most or 1 << 30) < self.words else "stop"
+        text = " ".join(itertools.islice(itertools.cycle(question.split()), min(most or 8000, self.words or 8000)))
+        if found := [at for stop in stops if (at := text.find(stop)) >= 0]:
+            text, finish = text[: min(found)], "stop"
+        pieces = re.findall(r"\s*\S+|\s+", text)
+        for event in wire.begin(asked):
             await self._send(connection, event)
         if self.is_blocked:
             await self._send(connection, wire.blocked())
             return await connection.end()
         if self.thoughts:
             await self._send(connection, wire.thought(self.thoughts))
-        while written < (most or 1 << 30):
-            if self.words is not None and written >= self.words:
-                finish = "stop"
-                break
+        for written, piece in enumerate(pieces):
             if self.is_breaking_off and written > 2:
                 return connection.writer.transport.abort()
             await asyncio.sleep(self.pace_seconds)
-            word = (" " if written else "") + next(words)
-            found = [at for stop in stops if (at := (text + word).find(stop)) >= 0]
-            if found:
-                finish = "stop"
-                if rest := (text + word)[len(text) : min(found)]:
-                    await self._send(connection, wire.word(rest))
-                break
-            text += word
-            written += 1
-            await self._send(connection, wire.word(word))
+            await self._send(connection, wire.word(piece))
         if self.finish != "":
-            for event in wire.finish(self.finish or wire.ends[finish], len(question.split()), written):
+            for event in wire.finish(self.finish or wire.ends[finish], asked, len(pieces)):
                 await self._send(connection, event)
         return await connection.end()
 
@@ -166,16 +204,12 @@ class OpenAIWire(Wire):
         return {"object": "list", "data": [{"id": n, "object": "model", "created": 1, "owned_by": "x"} for n in names]}
 
     def check(self, request, path):
-        from openai.types.chat import ChatCompletionMessageParam
         from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
-        from pydantic import TypeAdapter
 
-        strange = set(request) - set(CompletionCreateParamsStreaming.__annotations__) - _inherited(
-            CompletionCreateParamsStreaming
-        )
+        strange = set(request) - _inherited(CompletionCreateParamsStreaming)
         assert not strange, strange
         for message in request["messages"]:
-            TypeAdapter(ChatCompletionMessageParam).validate_python(message)
+            _adapter("openai.types.chat", "ChatCompletionMessageParam").validate_python(message)
         assert request["stream"] is True
         assert len(request.get("stop") or []) <= 4
 
@@ -203,7 +237,7 @@ class OpenAIWire(Wire):
         if not isinstance(event, str) and _is_there("openai"):
             from openai.types.chat import ChatCompletionChunk
 
-            if event["choices"] and event["choices"][0]["finish_reason"] in (None, "stop", "length"):
+            if event.get("choices") and event["choices"][0]["finish_reason"] in (None, "stop", "length"):
                 ChatCompletionChunk.model_validate(event)
         return super().encode(event)
 
@@ -246,14 +280,12 @@ class AnthropicWire(Wire):
         return {"data": [known | {"max_input_tokens": 8000}], "has_more": False, "first_id": MODEL, "last_id": MODEL}
 
     def check(self, request, path):
-        from anthropic.types import MessageParam
         from anthropic.types.message_create_params import MessageCreateParamsStreaming
-        from pydantic import TypeAdapter
 
         strange = set(request) - _inherited(MessageCreateParamsStreaming) - {"temperature", "top_p", "top_k"}
         assert not strange, strange
         for message in request["messages"]:
-            TypeAdapter(MessageParam).validate_python(message)
+            _adapter("anthropic.types", "MessageParam").validate_python(message)
         assert request["stream"] is True
         assert request["max_tokens"] > 0
         assert not {"temperature", "top_p"} <= set(request)
@@ -290,12 +322,9 @@ class AnthropicWire(Wire):
         ]  # fmt: skip
 
     def encode(self, event):
-        if event["type"] not in ("ping", "error") and _is_there("anthropic"):
-            from anthropic.types import RawMessageStreamEvent
-            from pydantic import TypeAdapter
-
-            if event.get("delta", {}).get("stop_reason") != "odd":
-                TypeAdapter(RawMessageStreamEvent).validate_python(event)
+        is_odd = event["type"] in ("ping", "error") or event.get("delta", {}).get("stop_reason") == "odd"
+        if not is_odd and _is_there("anthropic"):
+            _adapter("anthropic.types", "RawMessageStreamEvent").validate_python(event)
         return f"event: {event['type']}\n".encode() + super().encode(event)
 
 
@@ -367,15 +396,11 @@ class CohereWire(Wire):
         return {"models": [{"name": MODEL, "endpoints": ["chat"], "context_length": 8000.0, "finetuned": False}]}
 
     def check(self, request, path):
-        import inspect
-
-        from cohere.types import ChatMessages
         from cohere.v2.client import V2Client
-        from pydantic import TypeAdapter
 
         strange = set(request) - set(inspect.signature(V2Client.chat_stream).parameters) - {"stream"}
         assert not strange, strange
-        TypeAdapter(ChatMessages).validate_python(request["messages"])
+        _adapter("cohere.types", "ChatMessages").validate_python(request["messages"])
         assert request["stream"] is True
 
     def limits(self, request):
@@ -405,10 +430,7 @@ class CohereWire(Wire):
 
     def encode(self, event):
         if _is_there("cohere"):
-            from cohere.v2.types import V2ChatStreamResponse
-            from pydantic import TypeAdapter
-
-            TypeAdapter(V2ChatStreamResponse).validate_python(event)
+            _adapter("cohere.v2.types", "V2ChatStreamResponse").validate_python(event)
         return f"event: {event['type']}\n".encode() + super().encode(event)
 
 
@@ -576,6 +598,14 @@ def _converse():
     return Session().get_service_model("bedrock-runtime").operation_model("ConverseStream")
 
 
+@functools.cache
+def _adapter(module, name):
+    """Checks values of a type of a provider's package."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(getattr(importlib.import_module(module), name))
+
+
 def _inherited(typed):
     """The keys of a TypedDict with those of what it inherits from."""
     return set(typed.__required_keys__) | set(typed.__optional_keys__)
@@ -583,8 +613,6 @@ def _inherited(typed):
 
 @functools.cache
 def _is_there(package):
-    import importlib.util
-
     return importlib.util.find_spec(package) is not None
 
 
@@ -600,23 +628,22 @@ FORMATS = {
 }
 
 
-def service_account(path, url):
-    """A file with Google's credentials, whose tokens are fetched from a stand-in."""
+@functools.cache
+def _private_key():
+    """Of a service account; making one takes a moment."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
+    kind = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption()).decode()
+
+
+def service_account(path, url):
+    """A file with Google's credentials, whose tokens are fetched from a stand-in."""
     account = {
-        "type": "service_account", "project_id": "p-1", "private_key_id": "1", "private_key": pem,
+        "type": "service_account", "project_id": "p-1", "private_key_id": "1", "private_key": _private_key(),
         "client_email": "a@p-1.iam.gserviceaccount.com", "client_id": "1", "token_uri": f"{url}/token",
     }  # fmt: skip
     path.write_text(json.dumps(account))
-    return pem
 
-
-def now():
-    """Seconds."""
-    return time.monotonic()
