@@ -1,7 +1,6 @@
 """The Azure OpenAI backend: models that a person has deployed in their own Azure resource.
 
-A model is named by its deployment, which Azure does not list for a key: they are those of the option `deployments`, or
-whatever a profile names.
+A model is named by its deployment. Azure does not list these for a key: they are those of the option `models`.
 
 *Limitations*: keys only, no Entra ID. The window is the one of the model that the deployment is called after; for
 another name it must be said.
@@ -27,8 +26,8 @@ LABEL = "Azure OpenAI"
 VERSION = "2024-10-21"  # the last one that is not a preview, https://learn.microsoft.com/azure/ai-services/openai
 OPTIONS = (
     *clouds.options("what AZURE_OPENAI_ENDPOINT says", seed=True, more=(
-        Option("deployments", list, None, "names", "Your deployments, to be listed; by default what "
-               "AZURE_OPENAI_DEPLOYMENT names."),
+        Option("models", list, None, "names", "Your deployments, to be listed; by default what AZURE_OPENAI_DEPLOYMENT "
+               "names."),
         Option("api_version", str, VERSION, "", "The version of Azure's interface."),
     )),
     openai.EFFORT,
@@ -68,7 +67,7 @@ async def pieces(call: Call) -> AsyncGenerator[Piece, None]:
 
 
 def _read_models(answer: dict[str, Any], options: Mapping[str, Any]) -> list[ModelInfo]:
-    named = options.get("deployments") or os.environ.get("AZURE_OPENAI_DEPLOYMENT", "").replace(",", " ").split()
+    named = options.get("models") or os.environ.get("AZURE_OPENAI_DEPLOYMENT", "").replace(",", " ").split()
     return [listed(name) for name in named]
 
 

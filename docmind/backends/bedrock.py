@@ -6,8 +6,8 @@ event streams are used, and our own client sends; from LlamaIndex come the form 
 
 *Limitations*: text in, text out. Credentials are what botocore finds in the environment, in its files and by single
 sign-on (for which it speaks to AWS by its own client; no text goes there), or an API key of Bedrock's; a machine's own,
-of its metadata service, are not asked for. Bedrock does not list models here: a profile may name any, inference
-profiles too.
+of its metadata service, are not asked for. Bedrock lists no models here: a few are, and those of the option
+`models`, inference profiles too.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ LABEL = "AWS Bedrock"
 OPTIONS = clouds.options(
     "that of the region", hottest=1.0, more=(
         Option("region", str, None, "", "Where the models run, as eu-central-1; by default what AWS_REGION says."),
+        Option("models", list, None, "names", "Other models, to be listed beside the few that are."),
     ),
 )  # fmt: skip
 WIRE = {"max_tokens": "maxTokens", "temperature": "temperature", "top_p": "topP", "stop": "stopSequences"}
@@ -205,7 +206,7 @@ CLOUD = Cloud(
     headers=lambda key: {},
     listing="/",
     has_listing=False,
-    read_models=lambda answer, options: [listed(name) for name in SOME],
+    read_models=lambda answer, options: [listed(name) for name in {*SOME, *(options.get("models") or ())}],
     window=_window,
     ends=ENDS,
     wire=WIRE,

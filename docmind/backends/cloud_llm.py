@@ -12,7 +12,7 @@ from pydantic import Field
 
 from docmind.backends import backend, checked_options
 from docmind.backends.careful_http import clean, count, plain
-from docmind.backends.cloud_transport import ArgumentsRefused, Transport, refusal
+from docmind.backends.cloud_transport import ArgumentsRefused, Transport, not_there, refusal
 from docmind.backends.clouds import LISTING_SECONDS, Call, Cloud, Piece, ask_models
 from docmind.backends.llama_cpp_child import StopStrings
 from docmind.backends.served_llm import Deadlines, ServedLLM, Writing
@@ -216,8 +216,8 @@ class CloudLLM(ServedLLM):
         try:
             async with asyncio.timeout(LISTING_SECONDS):
                 await ask_models(cloud, self.config, self.url, key, self.settings)
-        except TimeoutError as error:
-            raise BackendUnavailable(f"{cloud.label} does not answer.", "Ask again in a moment.") from error
+        except (BackendUnavailable, TimeoutError) as error:
+            raise not_there(self.url, cloud.label) from error
         return {}
 
 

@@ -174,7 +174,8 @@ class Transport:
         if answer.status_code < 300:
             raise bad_response(f"It said: {plain(self.without_secrets(text))}")
         if refused := self._refused(answer.status_code, text):
-            raise ArgumentsRefused(f"{self.label} refuses {', '.join(sorted(refused))}.", refused)
+            said = plain(self.without_secrets(text))
+            raise ArgumentsRefused(f"{self.label} refuses {', '.join(sorted(refused))}: {said}", refused)
         raise refusal(
             answer.status_code, _said(self.without_secrets(text)), answer.headers, label=self.label, url=self.url,
             model=self._model,

@@ -15,6 +15,7 @@ import asyncio
 import importlib
 import importlib.metadata
 import os
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0
 LISTING_SECONDS = 5.0  # for everything that is asked before a first call
+_NAME = re.compile(r"[\w.\-:/@+]{1,200}")
 
 # How an answer ended: complete, at its limit, held back by the provider, with a call of a tool, or by a failure there.
 End = Literal["stop", "length", "filtered", "tool", "failed"]
@@ -205,14 +207,15 @@ def _listed(cloud: Cloud, config: Config, url: str, key: str, given: Mapping[str
     Raises:
         BackendError: The service is not there, or refuses.
     """
-    from docmind.backends.careful_http import unreachable, wait_for
+    from docmind.backends.careful_http import wait_for
+    from docmind.backends.cloud_transport import not_there
 
     async def ask() -> list[ModelInfo]:
         try:
             async with asyncio.timeout(LISTING_SECONDS):
                 return await ask_models(cloud, config, url, key, given)
-        except TimeoutError as error:
-            raise unreachable(url) from error
+        except (BackendUnavailable, TimeoutError) as error:
+            raise not_there(url, cloud.label) from error
 
     return wait_for(ask())
 
@@ -225,7 +228,7 @@ async def ask_models(cloud: Cloud, config: Config, url: str, key: str, given: Ma
     """
     import httpx
 
-    from docmind.backends.careful_http import HEADERS, client_settings, fetch
+    from docmind.backends.careful_http import HEADERS, bad_response, client_settings, fetch
     from docmind.backends.cloud_transport import refusal
 
     settings = client_settings(config, url, CONNECT_SECONDS, carries_text=False)
@@ -237,10 +240,13 @@ async def ask_models(cloud: Cloud, config: Config, url: str, key: str, given: Ma
             if cloud.has_listing or error.reason != "bad_response":
                 raise
             status, answer = 200, {}  # something is there, and that is all that was asked
+    if status == 404 and cloud.has_listing:
+        raise bad_response("It has no list of models there.")
     if status >= 400 and (cloud.has_listing or status in (401, 429) or status >= 500):
         said = {"message": str(answer).replace(key, "…")}
         raise refusal(status, said, {}, label=cloud.label, url=url)
-    return sorted(cloud.read_models(answer, given), key=lambda model: model.name)
+    found = [model for model in cloud.read_models(answer, given) if _NAME.fullmatch(model.name)]
+    return sorted(found, key=lambda model: model.name)
 
 
 def listed(name: str, window: int | None = None, *, writes: bool = True) -> ModelInfo:

@@ -3,8 +3,8 @@
 *Limitations*: text in, text out. Credentials are those of a file: GOOGLE_APPLICATION_CREDENTIALS, or what `gcloud auth
 application-default login` wrote, a person's or a service account's. A machine's own, of its metadata server, are not
 asked for. Google's package fetches
-the token from Google's address by its own HTTP client; no text goes there. Vertex does not list models for these
-credentials: a profile may name any.
+the token from Google's address by its own HTTP client; no text goes there. Vertex lists no models here: a few are,
+and those of the option `models`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ OPTIONS = clouds.options(
                "global."),
         Option("credentials", str, None, "path", "The file with the credentials; by default what "
                "GOOGLE_APPLICATION_CREDENTIALS names, else what gcloud wrote."),
+        Option("models", list, None, "names", "Other models, to be listed beside the few that are."),
     ),
 )  # fmt: skip
 # What is listed; https://cloud.google.com/vertex-ai/generative-ai/docs/models tells of others.
@@ -159,7 +160,9 @@ CLOUD = Cloud(
     headers=lambda key: {},
     listing="/",
     has_listing=False,
-    read_models=lambda answer, options: [listed(name, WINDOW) for name in SOME],
+    read_models=lambda answer, options: [
+        *(listed(name, WINDOW) for name in SOME), *(listed(n) for n in options.get("models") or () if n not in SOME)
+    ],
     window=google_gemini.no_window,
     ends=google_gemini.ENDS,
     wire=google_gemini.SAID,

@@ -119,15 +119,12 @@ def ollama_peer(config):
 
 
 @contextlib.contextmanager
-def cloud_peer(name, config, *, model=clouds.MODEL):
+def cloud_peer(name, config):
     """A stand-in under the cloud's own package; skipped where that is not installed."""
     clouds.skip_unless_installed(name)
     config.home.mkdir(parents=True, exist_ok=True)
     with clouds.reached(name, config.home, pace_seconds=0.012) as (server, options):
-        server.model = model
         options |= {"context_window": 8000, "temperature": 0.0}
-        if name == "azure-openai":
-            options["deployments"] = [model]
 
         @contextlib.contextmanager
         def reject_key():
@@ -139,7 +136,7 @@ def cloud_peer(name, config, *, model=clouds.MODEL):
         def down():
             with clouds.reached(name, config.home) as (_, elsewhere):
                 elsewhere["context_window"] = 8000
-                gone = backend(name).build(config, model, elsewhere)
+                gone = backend(name).build(config, clouds.MODEL, elsewhere)
             keep_key(elsewhere["url"], clouds.KEY)
             yield gone, elsewhere
             forget_key(elsewhere["url"])
@@ -147,10 +144,10 @@ def cloud_peer(name, config, *, model=clouds.MODEL):
         def set_breaking_off(is_breaking_off):
             server.is_breaking_off = is_breaking_off
 
-        llm = backend(name).build(config, model, options)
+        llm = backend(name).build(config, clouds.MODEL, options)
         yield Peer(
             llm,
-            model,
+            clouds.MODEL,
             options,
             backend(name).CLOUD.modules[0],
             working=lambda: server.answering,
@@ -167,9 +164,6 @@ PEERS = {
     "llama.cpp": llama_cpp_peer,
     "ollama": ollama_peer,
     **{name: functools.partial(cloud_peer, name) for name in clouds.FORMATS},
-    # These list a few models by name, and take any other.
-    "bedrock": functools.partial(cloud_peer, "bedrock", model="amazon.nova-lite-v1:0"),
-    "vertex": functools.partial(cloud_peer, "vertex", model="gemini-2.5-flash"),
 }
 
 

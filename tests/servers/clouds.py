@@ -58,8 +58,8 @@ def reached(cloud, folder, **settings):
             options |= {"credentials": str(folder / "account.json"), "project": "p-1", "location": "global"}
         if cloud == "bedrock":
             options["region"] = "eu-central-1"
-        if cloud == "azure-openai":
-            options["deployments"] = [MODEL]
+        if cloud in ("azure-openai", "bedrock", "vertex"):
+            options["models"] = [MODEL]
         keep_key(server.url, KEY)
         try:
             yield server, options
@@ -87,7 +87,7 @@ class CloudServer(HandServer):
     def __init__(self, wire, *, pace_seconds=0.0, words=None):
         super().__init__()
         self.wire, self.pace_seconds, self.words = wire, pace_seconds, words
-        self.key, self.model = KEY, MODEL
+        self.key = KEY
         self.finish = None
         self.refuses: set[str] = set()
         self.thoughts = ""
@@ -122,7 +122,7 @@ class CloudServer(HandServer):
             wire.check(request, path)
         except (AssertionError, LookupError, TypeError, ValueError) as error:
             self.note(self.violations, f"{type(error).__name__}: {error}")
-        if self.model not in unquote(path) + str(request.get("model")):
+        if MODEL not in unquote(path) + str(request.get("model")):
             return await connection.whole(404, wire.error(404, "The model does not exist"))
         await connection.begin(200, wire.kind)
         return await self._stream(connection, request)
