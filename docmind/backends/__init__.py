@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 REGISTRY: dict[str, str] = {
     "llama.cpp": "docmind.backends.llama_cpp",
     "ollama": "docmind.backends.ollama",
+    "lm-studio": "docmind.backends.lm_studio",
 }
 
 # Architectures of models that turn text into vectors, or pictures into tokens; they cannot answer.
