@@ -137,7 +137,8 @@ class Connection:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 if self._running is not None:
                     await self._send(self._running.get_cancel_message())
-                await self._write(CloseConnection(1000))
+                if self._stream is not None:
+                    await self._write(CloseConnection(1000))
         for part in (self._stream, self._answer, self._client):
             if part is not None:
                 with contextlib.suppress(*_GONE):
