@@ -34,7 +34,7 @@ class ModelWaiting:
     Attributes:
         phase: "waiting" for another question's answer, "loading" the model, "reading" the prompt, or "thinking".
         ahead: Questions before this one, while waiting.
-        done, total: Tokens of the prompt, while reading.
+        done, total: Tokens of the prompt, while reading; percent, while loading.
     """
 
     phase: Phase

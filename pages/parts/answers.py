@@ -249,7 +249,7 @@ def _waiting(event: ModelWaiting) -> str:
     if event.phase == "waiting":
         return f"{event.ahead} before you …"
     if event.phase == "loading":
-        return "Loading the model …"
+        return f"Loading the model: {event.done} % …" if 0 < event.done < 100 else "Loading the model …"
     if event.phase == "thinking":
         return "Thinking …"
     share = f" {event.done:,} of {event.total:,} tokens" if event.total else ""

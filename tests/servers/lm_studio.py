@@ -7,8 +7,8 @@
 
 Every message is validated with the official package's own schema classes, unknown fields and settings are refused, and
 so is what comes in the wrong order; what was refused is in `violations`, and `serve` fails over it at its end. Answers
-are scripted by `enqueue`; without a script the server repeats the words of the last message until the limit of the call,
-or lets `writer` write, as the stand-in for Ollama does.
+are scripted by `enqueue`; without a script the server repeats the words of the last message until the limit of the
+call, or lets `writer` write, as the stand-in for Ollama does.
 
 What the package does not know (endpoints and fields of newer servers, how errors look) is from
 https://github.com/lmstudio-ai/lmstudio-js, packages/lms-external-backend-interfaces and packages/lms-shared-types.
