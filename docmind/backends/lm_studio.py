@@ -221,7 +221,7 @@ def _listing(url: str) -> Listing:
 
     if importlib.util.find_spec("lmstudio") is None:
         raise BackendUnavailable("LM Studio's Python package is missing.", f"Run: {INSTALL}", reason="not_installed")
-    # Imported here and not on the event loop, which would stand still for half a second.
+    # Imported here and not on the event loop, which would stand still meanwhile.
     from docmind.backends.lm_studio_socket import connected
 
     async def ask(namespace: str, *endpoints: str) -> list[Any]:

@@ -1,10 +1,13 @@
 """The websocket to an LM Studio server: sent where it was told to, bytes counted, every failure with a remedy.
 
-The messages are the `lmstudio` package's own: what is asked (`RemoteCallHandler`, `ChannelHandler` and the endpoints
-they carry), and how errors look. *Why not its connection*: its client takes a proxy from the environment, also for a
-server on this machine; it opens five connections where one is needed, reads messages of any length, says the same of an
-answer that broke off and of one that is nonsense, and may take 20 seconds to close. Here one connection serves one part
-of the server, on the loop of its caller and without tasks of its own; leaving it cancels what runs on it.
+What is asked of a model is made by the `lmstudio` package (the endpoints given to `stream`); the frames around it are
+few. *Why not its connection*: its client takes a proxy from the environment, also for a server on this machine; it
+opens five connections where one is needed, reads messages of any length, says the same of an answer that broke off and
+of one that is nonsense, may take 20 seconds to close, and loses an answer over a setting that is newer than itself.
+Here one connection serves one part of the server, on the loop of its caller and without tasks of its own; leaving it
+cancels what runs on it.
+
+Source: packages/lms-communication/src/Transport.ts in https://github.com/lmstudio-ai/lmstudio-js
 
 Knows no model and no LlamaIndex.
 """
@@ -21,8 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpcore
 import httpx
-from lmstudio import LMStudioClientError, LMStudioServerError
-from lmstudio.json_api import ChannelHandler, RemoteCallHandler
 from wsproto.connection import Connection as Frames
 from wsproto.connection import ConnectionType
 from wsproto.events import CloseConnection, Ping, Pong, TextMessage
@@ -47,7 +48,7 @@ from docmind.backends.lm_studio import CONNECT_SECONDS, LISTING_SECONDS, START
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelCrashed, ModelNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from lmstudio.json_api import ChannelEndpoint
     from wsproto.events import Event
@@ -57,7 +58,7 @@ _CLOSE_SECONDS = 0.4  # to say goodbye; a stop takes less than a second in all
 _GONE = (httpcore.NetworkError, httpcore.TimeoutException, httpx.HTTPError, OSError, ProtocolError)
 _OURS_TO_MEND = (1002, 1003, 1007, 1009)  # close codes of RFC 6455, section 7.4.1: what came was no proper message
 # What ends a channel; nothing need be cancelled after it.
-_ENDS = {"success", "alreadyLoaded", "loadSuccess"}
+_ENDS = ("success", "alreadyLoaded", "loadSuccess")
 
 _closing: set[asyncio.Task[None]] = set()  # asyncio itself would forget them
 
@@ -100,7 +101,7 @@ class Connection:
         self._events: deque[Event] = deque()
         self._received_bytes = 0
         self._last_id = 0
-        self._running: ChannelHandler[Any] | None = None  # what a cancel would stop
+        self._running: int | None = None  # the channel that a cancel would stop
 
     # Opening and closing
 
@@ -136,7 +137,8 @@ class Connection:
         with contextlib.suppress(BackendError, *_GONE):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 if self._running is not None:
-                    await self._send(self._running.get_cancel_message())
+                    cancel = {"type": "channelSend", "channelId": self._running, "message": {"type": "cancel"}}
+                    await self._send(cancel)
                 if self._stream is not None:
                     await self._write(CloseConnection(1000))
         for part in (self._stream, self._answer, self._client):
@@ -154,14 +156,15 @@ class Connection:
             BackendError: It refuses, or does not know the question.
         """
         self._last_id += 1
-        handler = RemoteCallHandler(self._last_id, {})
-        message = handler.get_rpc_message(endpoint, None)
-        await self._send(message if parameter is None else {**message, "parameter": parameter})
+        question = {"type": "rpcCall", "endpoint": endpoint, "callId": self._last_id}
+        await self._send(question if parameter is None else {**question, "parameter": parameter})
         while True:
             message = await self._receive()
-            if message.get("callId") == self._last_id:
-                with _told(self.url):
-                    return handler.handle_rx_message(message)
+            match message:
+                case {"type": "rpcResult", "callId": self._last_id}:
+                    return message.get("result")
+                case {"type": "rpcError", "callId": self._last_id}:
+                    raise refusal(message.get("error"), self.url)
             _pass_over(message)
 
     async def stream(self, endpoint: ChannelEndpoint[Any, Any, Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -171,26 +174,32 @@ class Connection:
             BackendError: It refuses, or the connection breaks.
         """
         self._last_id += 1
-        handler = ChannelHandler(self._last_id, endpoint, {})
-        await self._send(handler.get_creation_message())
-        self._running = handler
+        await self._send(
+            {
+                "type": "channelCreate",
+                "endpoint": endpoint.api_endpoint,
+                "channelId": self._last_id,
+                "creationParameter": endpoint.creation_params,
+            }
+        )
+        self._running = self._last_id
         while True:
             message = await self._receive()
-            if message.get("channelId") != self._last_id:
-                _pass_over(message)
-                continue
-            with _told(self.url):
-                try:
-                    contents = handler.handle_rx_message(message)
-                except LMStudioServerError:
+            match message:
+                case {"type": "channelSend", "channelId": self._last_id, "message": dict(contents)}:
+                    if contents.get("type") in _ENDS:
+                        self._running = None
+                    yield contents
+                case {"type": "channelClose", "channelId": self._last_id}:
                     self._running = None
-                    raise
-            if contents is None:
-                self._running = None
-                return
-            if contents.get("type") in _ENDS:
-                self._running = None
-            yield dict(contents)
+                    return
+                case {"type": "channelError", "channelId": self._last_id}:
+                    self._running = None
+                    raise refusal(message.get("error"), self.url)
+                case {"channelId": self._last_id}:
+                    raise bad_response(f"It said: {plain(json.dumps(message))}")
+                case _:
+                    _pass_over(message)
 
     # Messages
 
@@ -270,17 +279,6 @@ def _pass_over(message: dict[str, Any]) -> None:
 # What the server refuses ----------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
-    """Turns what the package makes of an error message into an error with a remedy."""
-    try:
-        yield
-    except LMStudioServerError as error:
-        raise refusal(error, url) from error
-    except LMStudioClientError as error:
-        raise bad_response(f"It said: {plain(str(error))}") from error
-
-
 _NOT_THERE = {"generic.noModelMatchingQuery", "generic.pathNotFound", "generic.identifierNotFound"}
 _MEMORY = re.compile(
     r"out of memory|insufficient system resources|not enough (v?ram|memory)|unable to alloc|cudamalloc"
@@ -291,14 +289,17 @@ _CONTEXT = re.compile(r"context (length|size|window|the overflows|overflow)")
 _KEY = re.compile(r"api token|api key|unauthori[sz]ed|authenticat|permission")
 
 
-def refusal(error: LMStudioServerError, url: str) -> BackendError:
-    """The error for what the server refused, by its code or its own words."""
-    told = error.server_error
-    parts = [] if told is None else [clean(told.root_title), clean(told.title), clean(told.cause)]
+def refusal(error: object, url: str) -> BackendError:
+    """The error for what the server refused, by its code or its own words.
+
+    Source: packages/lms-shared-types/src/GenericErrorDisplayData.ts in https://github.com/lmstudio-ai/lmstudio-js
+    """
+    told: dict[str, Any] = error if isinstance(error, dict) else {}
+    parts = [clean(told.get(name)) for name in ("rootTitle", "title", "cause")]
     said = plain(" ".join(dict.fromkeys(part for part in parts if part))) or "without a reason"
     words = said.lower()
-    shown = told.display_data if told is not None and isinstance(told.display_data, dict) else {}
-    code = shown.get("code")
+    shown = told.get("displayData")
+    code = clean(shown.get("code")) if isinstance(shown, dict) else ""
     if code in _NOT_THERE:
         return ModelNotFound(f"LM Studio has no such model: {said}", "See the models there are. Run: lms ls")
     if code == "generic.specificModelUnloaded":

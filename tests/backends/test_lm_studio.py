@@ -399,7 +399,7 @@ def test_an_end_that_completes_nothing_is_no_answer(server, llm, stop_reason):
     [{}, {"type": "fragment"}, {"type": "fragment", "fragment": None}, {"type": "fragment", "fragment": {"content": 7}},
      {"type": "fragment", "fragment": {"content": ""}}, {"type": "promptProcessingProgress", "progress": "x"},
      {"type": "promptProcessingProgress", "progress": 7.5, "details": {"cachedTokenCount": -1}},
-     {"type": "toolCallGenerationNameReceived", "name": "x"}, {"type": "somethingNew"}],
+     {"type": "toolCallGenerationNameReceived", "name": "x"}, {"type": "somethingNew"}, {"type": ["success"]}],
     ids=str,
 )  # fmt: skip
 def test_an_event_without_words_is_passed_over(server, llm, contents):
@@ -448,6 +448,7 @@ def test_half_a_character_can_be_stored(server, llm):
         ({"title": "Invalid API token"}, "key_rejected", BackendError),
         ({"title": "something else", "rootTitle": "Error"}, "backend_failed", BackendError),
         ({"title": ["odd"], "displayData": "odd"}, "backend_failed", BackendError),
+        ({"title": 7, "displayData": {"code": ["odd"]}}, "backend_failed", BackendError),
         ({}, "backend_failed", BackendError),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
