@@ -116,7 +116,7 @@ _COLUMNS: dict[str, Any] = {
     "State": st.column_config.TextColumn(width=80),
     "Size": st.column_config.NumberColumn(format="%.1f GB", width=65),
     "Window": st.column_config.NumberColumn(
-        format="localized", width=65, help="Tokens the model was trained to read and write in one call"
+        format="localized", width=65, help="Tokens the model was trained or loaded to read and write in one call"
     ),
     "Format": st.column_config.TextColumn(width=70, help="How its weights are quantized"),
 }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 REGISTRY: dict[str, str] = {
     "llama.cpp": "docmind.backends.llama_cpp",
     "ollama": "docmind.backends.ollama",
+    "lm-studio": "docmind.backends.lm_studio",
 }
 
 # Architectures of models that turn text into vectors, or pictures into tokens; they cannot answer.
@@ -39,7 +40,7 @@ class ModelInfo:
     """A model that a backend can run, as far as is known without loading it."""
 
     name: str
-    context_window: int | None  # tokens the model was trained to read; None: unknown
+    context_window: int | None  # tokens it was trained to read, or is bound to in memory as it is; None: unknown
     size_bytes: int | None
     quantization: str | None  # as the backend names it, "Q4_K_M"
     loaded: bool  # in memory now

@@ -166,9 +166,9 @@ async def fetch(
             refuse_redirect(answer)
             whole = await read_whole(answer)
     if answer.status_code < 400:
-        return answer.status_code, _object(whole)
+        return answer.status_code, json_object(whole)
     with contextlib.suppress(BackendError):
-        return answer.status_code, _object(whole)
+        return answer.status_code, json_object(whole)
     return answer.status_code, {"error": whole.decode("utf-8", "replace")}
 
 
@@ -203,7 +203,7 @@ async def read_lines(answer: httpx.Response) -> AsyncGenerator[dict[str, Any], N
             rest.clear()
             begin = end + 1
             if line.strip():
-                yield _object(line)
+                yield json_object(line)
         rest += piece[begin:]
         if len(rest) > LINE_BYTES or total > STREAM_BYTES:
             raise bad_response("A line of the answer does not end.")
@@ -217,27 +217,28 @@ async def _pieces(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
         async for piece in answer.aiter_raw():
             yield piece
     except httpx.TransportError as error:
-        raise _broken_off() from error
+        raise broken_off() from error
 
 
 def _last_object(text: bytes) -> dict[str, Any]:
     """What stands after the last newline: whole, or cut short."""
     try:
-        return _object(text)
+        return json_object(text)
     except BackendError as error:
         if text.lstrip().startswith(b"{"):
-            raise _broken_off() from error
+            raise broken_off() from error
         raise
 
 
-def _broken_off() -> BackendError:
+def broken_off() -> BackendError:
+    """The error for an answer whose connection ended before it did."""
     return BackendError(
         "The connection broke in the middle of the answer.", "See whether the server still runs, then ask again.",
         reason="no_end_marker",
     )  # fmt: skip
 
 
-def _object(text: bytes) -> dict[str, Any]:
+def json_object(text: bytes) -> dict[str, Any]:
     """The JSON object that a text is."""
     try:
         value = json.loads(text.decode("utf-8"))

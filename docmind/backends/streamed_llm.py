@@ -7,7 +7,7 @@ beside LlamaIndex. docs/add-a-backend.md shows the smallest backend.
 *What `raw` says.* Every response carries a dictionary:
 
 - `phase`: "waiting" (with `ahead`, the questions before this one), "loading" and "reading" (with `done` and `total`
-  where they are known), "thinking" or "writing".
+  where they are known: percent and tokens), "thinking" or "writing".
 - A thinking model's thoughts come as responses with phase "thinking", `delta` "" and the new piece in
   `additional_kwargs["thinking_delta"]`. They never become part of the content.
 - Only the last response has a `finish_reason`: "stop", "length", or "stopped" by `stop`. With it come the figures, as

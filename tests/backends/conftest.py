@@ -15,6 +15,7 @@ from docmind.config import Config
 def no_server_of_the_developer(monkeypatch):
     """A server that happens to run here is not asked: nothing listens on port 9."""
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    monkeypatch.setenv("LMSTUDIO_HOST", "127.0.0.1:9")
     monkeypatch.delenv("OLLAMA_API_KEY", raising=False)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from servers import lm_studio as lm_studio_server
 from servers.ollama import serve
 
 from docmind.backends import backend, llama_cpp
@@ -113,7 +114,43 @@ def ollama_peer(config):
         )
 
 
-PEERS = {"llama.cpp": llama_cpp_peer, "ollama": ollama_peer}
+@contextlib.contextmanager
+def lm_studio_peer(config):
+    """The stand-in, which repeats the words of the question."""
+    model = "qwen/qwen3-4b-2507"
+    with lm_studio_server.serve(pace_seconds=0.012) as server:
+        options = {"url": server.url, "temperature": 0.0, "context_window": 8000}
+
+        @contextlib.contextmanager
+        def reject_key():
+            server.key = "right"
+            yield
+            server.key = None
+
+        @contextlib.contextmanager
+        def down():
+            with lm_studio_server.serve() as other:
+                gone = backend("lm-studio").build(config, model, {"url": other.url})
+            yield gone, {"url": other.url}
+
+        def set_breaking_off(is_breaking_off):
+            server.is_breaking_off = is_breaking_off
+
+        yield Peer(
+            backend("lm-studio").build(config, model, options),
+            model,
+            options,
+            "lmstudio",
+            working=lambda: server.answering,
+            window=lambda: server.loaded[model].window,
+            break_off=lambda: set_breaking_off(True),
+            mend=lambda: set_breaking_off(False),
+            reject_key=reject_key,
+            down=down,
+        )
+
+
+PEERS = {"llama.cpp": llama_cpp_peer, "ollama": ollama_peer, "lm-studio": lm_studio_peer}
 
 
 async def ticks_at_each_word(llm, messages):

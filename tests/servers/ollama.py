@@ -254,7 +254,7 @@ class Server:
                 await connection.whole(400, {"error": why})
                 return
             read = options["num_ctx"] // 2
-        source = (self.writer or _echo)(request) if reply is None else _scripted(reply)
+        source = (self.writer or echo)(request) if reply is None else _scripted(reply)
         reply = reply or Reply(pause_seconds=self.pace_seconds)
         await connection.begin(200, "application/x-ndjson")
         for line in reply.lines:
@@ -315,7 +315,7 @@ async def _scripted(reply):
         yield delta
 
 
-async def _echo(request):
+async def echo(request):
     """The words of the last message, over and over."""
     words = (request["messages"][-1].get("content") or "nothing").split()
     for number, word in enumerate(itertools.cycle(words)):
