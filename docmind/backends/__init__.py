@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 REGISTRY: dict[str, str] = {
     "llama.cpp": "docmind.backends.llama_cpp",
     "ollama": "docmind.backends.ollama",
+    "openai-compatible": "docmind.backends.openai_compatible",
 }
 
 # Architectures of models that turn text into vectors, or pictures into tokens; they cannot answer.

@@ -1,8 +1,8 @@
 """Talking to a model server without trusting it: bytes are counted, nothing is followed, every failure has a remedy.
 
 What a backend's HTTP client is made with (`client_settings`), and how its answers are read: a listing whole
-(`fetch`), a stream line by line (`read_lines`) or event by event (`read_events`), each up to a limit. Foreign exceptions become `BackendError` here and
-nowhere else. Knows no backend by name.
+(`fetch`), a stream line by line (`read_lines`) or event by event (`read_events`), each up to a limit. Foreign
+exceptions become `BackendError` here and nowhere else. Knows no backend by name.
 """
 
 from __future__ import annotations
