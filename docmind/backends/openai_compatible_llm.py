@@ -309,8 +309,7 @@ def _choice(event: dict[str, Any]) -> tuple[str, str, str]:
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
         return "", "", ""
-    delta = choice.get("delta")
-    delta = delta if isinstance(delta, dict) else {}
+    delta = _part(choice, "delta") or _part(choice, "message")  # a server that does not stream sends a message
     thought = clean(delta.get("reasoning_content")) or clean(delta.get("reasoning"))
     return clean(delta.get("content")), thought, clean(choice.get("finish_reason"))
 

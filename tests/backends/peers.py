@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from servers.ollama import serve
+from servers import ollama, openai_compatible
 
 from docmind.backends import backend, llama_cpp
 
@@ -81,7 +81,7 @@ def llama_cpp_peer(config):
 @contextlib.contextmanager
 def ollama_peer(config):
     """The stand-in, which repeats the words of the question."""
-    with serve(pace_seconds=0.012) as server:
+    with ollama.serve(pace_seconds=0.012) as server:
         options = {"url": server.url, "temperature": 0.0, "context_window": 8000}
 
         @contextlib.contextmanager
@@ -92,7 +92,7 @@ def ollama_peer(config):
 
         @contextlib.contextmanager
         def down():
-            with serve() as other:
+            with ollama.serve() as other:
                 gone = backend("ollama").build(config, "qwen3:4b", {"url": other.url})
             yield gone, {"url": other.url}
 
@@ -113,7 +113,42 @@ def ollama_peer(config):
         )
 
 
-PEERS = {"llama.cpp": llama_cpp_peer, "ollama": ollama_peer}
+@contextlib.contextmanager
+def openai_compatible_peer(config):
+    """The stand-in as llama-server; the real one is in test_openai_compatible.py."""
+    with openai_compatible.serve(pace_seconds=0.012, window=8000) as server:
+        options = {"url": f"{server.url}/v1", "temperature": 0.0, "context_window": 8000}
+
+        @contextlib.contextmanager
+        def reject_key():
+            server.key = "right"
+            yield
+            server.key = None
+
+        @contextlib.contextmanager
+        def down():
+            with openai_compatible.serve() as other:
+                gone = backend("openai-compatible").build(config, "qwen3-4b", {"url": other.url})
+            yield gone, {"url": other.url}
+
+        def set_breaking_off(is_breaking_off):
+            server.is_breaking_off = is_breaking_off
+
+        yield Peer(
+            backend("openai-compatible").build(config, "qwen3-4b", options),
+            "qwen3-4b",
+            options,
+            package=None,
+            working=lambda: server.answering,
+            window=lambda: server.window,
+            break_off=lambda: set_breaking_off(True),
+            mend=lambda: set_breaking_off(False),
+            reject_key=reject_key,
+            down=down,
+        )
+
+
+PEERS = {"llama.cpp": llama_cpp_peer, "ollama": ollama_peer, "openai-compatible": openai_compatible_peer}
 
 
 async def ticks_at_each_word(llm, messages):
