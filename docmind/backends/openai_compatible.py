@@ -240,7 +240,7 @@ def find(options: Mapping[str, Any]) -> list[Found]:
     async def ask(url: str, preset: Preset | None) -> Found | BackendError:
         try:
             async with asyncio.timeout(LISTING_SECONDS if is_named else PROBE_SECONDS):
-                return await _ask(url, preset)
+                return await _ask(url, preset, is_named=is_named)
         except TimeoutError:
             return unreachable(url)
         except BackendError as error:
@@ -262,8 +262,11 @@ def find(options: Mapping[str, Any]) -> list[Found]:
     raise failed[0]
 
 
-async def _ask(url: str, preset: Preset | None) -> Found:
+async def _ask(url: str, preset: Preset | None, *, is_named: bool = True) -> Found:
     """What the server at an address says.
+
+    Args:
+        is_named: Whether a person named the address; else whatever listens there may be something quite different.
 
     Raises:
         BackendError: Nothing answers there, or not as such a server does.
@@ -277,6 +280,8 @@ async def _ask(url: str, preset: Preset | None) -> Found:
     async with httpx.AsyncClient(base_url=url, headers=headers, **client_settings(url, CONNECT_SECONDS)) as client:
         answer, whole = await fetch_whole(client, "GET", "/models")
         if answer.status_code >= 400:
+            if not is_named:
+                json_value(whole)  # a model server refuses in JSON
             raise refusal(answer.status_code, whole.decode("utf-8", "replace"), url, guess, answer.headers)
         is_mlx = answer.headers.get("server", "").startswith("BaseHTTP")
         if not whole and is_mlx and await _is_healthy(client, url):

@@ -40,7 +40,7 @@ _SMALL = "Qwen/Qwen3-4B-Instruct-2507"  # answers in many languages, and does no
 # instructlab   its default is llama-cpp-python's server, which owns its models as "me"; with vLLM it is that
 # tabbyapi      github.com/theroyallab/tabbyAPI, endpoints/core/types/model.py
 # trtllm        nvidia.github.io/TensorRT-LLM, trtllm-serve; tensorrt_llm/serve/openai_protocol.py
-# lm-studio     lmstudio.ai/docs/developer/rest/endpoints
+# lm-studio     its REST endpoints, in the documentation for developers
 # groq          console.groq.com/docs/api-reference
 # together      docs.together.ai/docs/inference/openai-compatibility
 PRESETS: tuple[Preset, ...] = (

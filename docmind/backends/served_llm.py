@@ -1,6 +1,6 @@
 """`ServedLLM`: what models behind a server have in common: deadlines on tokens, counts, figures, loading ahead.
 
-A backend that talks to a server writes `_load` and `_astream` over it, as `ollama_llm.py` does. Knows no backend.
+A backend that talks to a server writes `_load` and `_astream` over it. Knows no backend.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class Server(HandServer):
         listing = [self._entry(name) for name in self.models]
         props = {"default_generation_settings": {"n_ctx": self.window}, "total_slots": 1, "build_info": "b7000-abc"}
         rest = [
-            {"id": name, "object": "model", "type": "embeddings" if "embed" in name else "llm", "quantization": "Q4_K_M",
+            {"id": name, "object": "model", "type": "embeddings" if "embed" in name else "llm", "quantization": "Q8_0",
              "state": "loaded" if name in self.loaded else "not-loaded", "max_context_length": 32_768}
             | ({"loaded_context_length": self.window} if name in self.loaded else {})
             for name in self.models
