@@ -163,7 +163,7 @@ class Deadlines:
     Args:
         arguments: Of the call: `first_token_seconds`, `idle_seconds`, and `total_seconds` or None.
         label: What the server is called.
-        hint: How to see what it does, "See `ollama ps`"; "" where there is no such way.
+        hint: How to see what it does, "See its log"; "" where there is no such way.
     """
 
     def __init__(self, arguments: dict[str, Any], label: str, hint: str = "") -> None:

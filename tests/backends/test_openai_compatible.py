@@ -194,7 +194,7 @@ def test_servers_on_this_machine_are_found_by_themselves(config, at_home):
         assert (found.available, found.url) == (True, f"{second.url}/v1")
         assert f"TabbyAPI at {third.url}/v1" in found.hint
         assert f"{empty.url}/v1" in found.hint
-        assert openai_compatible.build(config, "qwen3-4b").chat(HELLO).raw["finish_reason"] == "length"
+        assert openai_compatible.build(config, "qwen3-4b").chat(HELLO, max_tokens=2).raw["finish_reason"] == "length"
 
 
 def test_another_program_on_a_usual_port_is_nobody(config, at_home):
