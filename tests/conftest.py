@@ -43,6 +43,7 @@ def own_data_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")  # nor the developer's keyring
     breaker.forget()  # nor inherits the failures of another
     monkeypatch.setenv("LMSTUDIO_HOST", "127.0.0.1:9")
+    monkeypatch.setenv("OPENAI_COMPATIBLE_URL", "http://127.0.0.1:9")
     logger = logging.getLogger("docmind")
     before = logger.propagate, logger.level, logging.raiseExceptions
     yield

@@ -27,6 +27,7 @@ REGISTRY: dict[str, str] = {
     "llama.cpp": "docmind.backends.llama_cpp",
     "ollama": "docmind.backends.ollama",
     "lm-studio": "docmind.backends.lm_studio",
+    "openai-compatible": "docmind.backends.openai_compatible",
 }
 
 # Architectures of models that turn text into vectors, or pictures into tokens; they cannot answer.

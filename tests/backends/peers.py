@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from servers import lm_studio as lm_studio_server
+from servers import openai_compatible
 from servers.ollama import serve
 
 from docmind.backends import backend, llama_cpp
@@ -150,7 +151,47 @@ def lm_studio_peer(config):
         )
 
 
-PEERS = {"llama.cpp": llama_cpp_peer, "ollama": ollama_peer, "lm-studio": lm_studio_peer}
+@contextlib.contextmanager
+def openai_compatible_peer(config):
+    """The stand-in as llama-server; the real one is in test_openai_compatible.py."""
+    with openai_compatible.serve(pace_seconds=0.012, window=8000) as server:
+        options = {"url": f"{server.url}/v1", "temperature": 0.0, "context_window": 8000}
+
+        @contextlib.contextmanager
+        def reject_key():
+            server.key = "right"
+            yield
+            server.key = None
+
+        @contextlib.contextmanager
+        def down():
+            with openai_compatible.serve() as other:
+                gone = backend("openai-compatible").build(config, "qwen3-4b", {"url": other.url})
+            yield gone, {"url": other.url}
+
+        def set_breaking_off(is_breaking_off):
+            server.is_breaking_off = is_breaking_off
+
+        yield Peer(
+            backend("openai-compatible").build(config, "qwen3-4b", options),
+            "qwen3-4b",
+            options,
+            package=None,
+            working=lambda: server.answering,
+            window=lambda: server.window,
+            break_off=lambda: set_breaking_off(True),
+            mend=lambda: set_breaking_off(False),
+            reject_key=reject_key,
+            down=down,
+        )
+
+
+PEERS = {
+    "llama.cpp": llama_cpp_peer,
+    "ollama": ollama_peer,
+    "lm-studio": lm_studio_peer,
+    "openai-compatible": openai_compatible_peer,
+}
 
 
 async def ticks_at_each_word(llm, messages):

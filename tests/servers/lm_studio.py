@@ -31,7 +31,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 from lmstudio import _kv_config, _sdk_models
-from servers.ollama import PATIENCE, echo, starter_writer
+from servers.http_by_hand import PATIENCE
+from servers.ollama import echo, starter_writer
 from websockets.asyncio.server import serve as serve_websockets
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed

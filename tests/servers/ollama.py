@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import json
 import threading
 import time
 from collections import deque
@@ -29,8 +28,8 @@ from ollama._types import ChatRequest, Message, Options, ShowRequest
 from pydantic import ValidationError
 
 from docmind.backends.llama_cpp_child import StopStrings
+from tests.servers.http_by_hand import HandServer, running
 
-PATIENCE = 60.0  # seconds: generous, the machine may be busy
 # What Ollama knows and the client's types of this version do not: github.com/ollama/ollama, docs/api.md and
 # docs/modelfile.mdx.
 CHAT_FIELDS = {*ChatRequest.model_fields, "truncate", "shift"}
@@ -80,27 +79,19 @@ class Reply:
     location: str | None = None  # of a redirect
 
 
-class Server:
+class Server(HandServer):
     """The server: what it has, what it was asked, what it will say."""
 
     def __init__(self, models=MODELS, *, version="0.33.2", writer=None, load_seconds=0.0, pace_seconds=0.0):
+        super().__init__()
         self.models = {model.name: model for model in models}
         self.version = version
         self.writer = writer
         self.load_seconds = load_seconds
         self.pace_seconds = pace_seconds
         self.key: str | None = None  # then a request needs "Bearer KEY"
-        self.requests: list[tuple[str, dict]] = []  # path and body, in order
-        self.headers: list[dict[str, str]] = []
-        self.violations: list[str] = []
-        self.hang_ups: list[str] = []  # paths whose client left before the end
-        self.answering = 0  # requests being answered now
-        self.is_breaking_off = False  # then answers that are being written end without their marker
         self.loaded: dict[str, int] = {}  # model → window
-        self.instead: dict[str, tuple[int, bytes]] = {}  # path → status and body to send in place of the answer
-        self.url = ""
         self._replies: deque[Reply] = deque()
-        self._changed = threading.Condition()
 
     def enqueue(self, *replies):
         """Answers to the next chats that have messages."""
@@ -111,59 +102,9 @@ class Server:
         """The chat requests with messages: calls of the model."""
         return [body for path, body in self.requests if path == "/api/chat" and body.get("messages")]
 
-    def wait_for(self, condition):
-        """Wait until something is true of this server."""
-        with self._changed:
-            assert self._changed.wait_for(condition, PATIENCE), "waited in vain"
-
-    def wait_for_hang_up(self, count=1):
-        """Wait until so many clients have left in the middle of an answer."""
-        self.wait_for(lambda: len(self.hang_ups) >= count)
-
-    # One connection
-
-    async def serve_connection(self, reader, writer):
-        """One request, then the connection is closed."""
-        connection = _Connection(writer)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            method, path, headers, body = await _read_request(reader)
-            self._count(1)
-            answering = asyncio.create_task(self._answer(connection, method, path, headers, body))
-            leaving = asyncio.create_task(reader.read(1))
-            try:
-                await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                is_left = not answering.done()
-            finally:
-                answering.cancel()
-                leaving.cancel()
-                failure, _ = await asyncio.gather(answering, leaving, return_exceptions=True)
-                self._count(-1)
-            if is_left or isinstance(failure, ConnectionError):
-                self._note(self.hang_ups, path)
-            elif isinstance(failure, Exception):
-                self._note(self.violations, f"the stand-in failed: {failure!r}")
-
-    def _count(self, step):
-        with self._changed:
-            self.answering += step
-            self._changed.notify_all()
-
-    def _note(self, list_, entry):
-        with self._changed:
-            list_.append(entry)
-            self._changed.notify_all()
-
-    async def _answer(self, connection, method, path, headers, body):
-        self.headers.append(headers)
-        try:
-            request = json.loads(body) if body else {}
-        except ValueError:
-            request = None
-        self._note(self.requests, (path, request))
-        if path in self.instead:
-            status, text = self.instead[path]
-            await connection.whole(status, text)
-        elif self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
+    async def answer(self, connection, method, path, headers, request):
+        """Answer one request."""
+        if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
             await connection.whole(401, {"error": "unauthorized"})
         elif (method, path) == ("GET", "/api/version"):
             await connection.whole(200, {"version": self.version})
@@ -186,7 +127,7 @@ class Server:
         return self.models.get(name) or self.models.get(f"{name}:latest")
 
     async def _refuse(self, connection, why):
-        self._note(self.violations, why)
+        self.note(self.violations, why)
         await connection.whole(400, {"error": why})
 
     async def _show(self, connection, request):
@@ -443,52 +384,7 @@ def _seconds(keep_alive):
     return 0 if keep_alive in (0, "0s", "0m") else 1
 
 
-# HTTP by hand: a library would mend what is to be broken --------------------------------------------------------------
-
-
-async def _read_request(reader):
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    method, path, _ = head[0].split(" ")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
-    return method, path, headers, await reader.readexactly(int(headers.get("content-length", "0")))
-
-
-class _Connection:
-    """The way back."""
-
-    def __init__(self, writer):
-        self.writer = writer
-
-    async def whole(self, status, body, headers=()):
-        """An answer with its length."""
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        kind = "application/json" if not isinstance(body, bytes) else "text/html"
-        lines = [f"HTTP/1.1 {status} Status", f"Content-Type: {kind}", f"Content-Length: {len(content)}"]
-        lines += ["Connection: close", *(f"{name}: {value}" for name, value in dict(headers).items()), "", ""]
-        self.writer.write("\r\n".join(lines).encode("latin-1") + content)
-        await self.writer.drain()
-
-    async def begin(self, status, kind):
-        """The head of a stream."""
-        head = (
-            f"HTTP/1.1 {status} OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
-        )
-        self.writer.write(head.encode())
-        await self.writer.drain()
-
-    async def piece(self, data):
-        """Bytes of a stream."""
-        self.writer.write(b"%x\r\n%b\r\n" % (len(data), data))
-        await self.writer.drain()
-
-    async def line(self, event):
-        """An event of a stream."""
-        await self.piece(json.dumps(event).encode() + b"\n")
-
-    async def end(self):
-        """The proper end of a stream."""
-        self.writer.write(b"0\r\n\r\n")
-        await self.writer.drain()
+# Bodies --------------------------------------------------------------------------------------------------------------
 
 
 def _event(model, content, *, thinking=None, done=False, done_reason=None):
@@ -525,41 +421,8 @@ def serve(models=MODELS, *, port=0, strict=True, **settings):
         strict: Fail at the end over a request that a real server would have misunderstood.
         settings: As for `Server`.
     """
-    server = Server(models, **settings)
-    loop = asyncio.new_event_loop()
-    connections = set()
-
-    async def connected(reader, writer):
-        connections.add(asyncio.current_task())
-        try:
-            await server.serve_connection(reader, writer)
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-        finally:
-            writer.transport.abort()  # nothing, where it is closed
-            connections.discard(asyncio.current_task())
-
-    async def close():
-        listening.close()
-        for task in list(connections):
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
-        await asyncio.sleep(0)  # in which the aborted connections are closed
-
-    thread = threading.Thread(target=loop.run_forever, name="ollama stand-in", daemon=True)
-    thread.start()
-    starting = asyncio.start_server(connected, "127.0.0.1", port, limit=1 << 26)
-    listening = asyncio.run_coroutine_threadsafe(starting, loop).result()
-    server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    try:
+    with running(Server(models, **settings), port=port, strict=strict) as server:
         yield server
-    finally:
-        asyncio.run_coroutine_threadsafe(close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-    assert not (strict and server.violations), server.violations
 
 
 def main():
