@@ -41,6 +41,11 @@ class Config:
         return self.home / "docmind.log"
 
     @property
+    def settings(self) -> Path:
+        """What the person decided for the whole program."""
+        return self.home / "settings.toml"
+
+    @property
     def model_folders(self) -> tuple[Path, ...]:
         """Folders searched for GGUF files, the person's own first."""
         return (self.home / "models", Path(__file__).parent.parent / "models")

@@ -10,8 +10,10 @@
     │   └── LibraryTooNew                    made by a newer DocMind
     ├── EmbeddingChanged(RuntimeError)       the vectors were made by another embedding model
     ├── ProfileError(ValueError)             a profile is missing or has an unknown key
+    ├── SettingsError(ValueError)            the settings cannot be read or written
     └── BackendError(RuntimeError)           a model cannot answer; `reason` is a closed code
         ├── BackendUnavailable(ConnectionError)
+        ├── ConsentMissing(PermissionError)      text would leave this device, and nobody allowed it
         ├── ModelNotFound(LookupError)
         ├── ModelDamaged(ValueError)
         ├── ModelCrashed
@@ -96,6 +98,12 @@ class ProfileError(DocMindError, ValueError):
     default_reason = "profile_invalid"
 
 
+class SettingsError(DocMindError, ValueError):
+    """The settings cannot be read or written."""
+
+    default_reason = "settings_invalid"
+
+
 class BackendError(DocMindError, RuntimeError):
     """A model cannot answer."""
 
@@ -106,6 +114,12 @@ class BackendUnavailable(BackendError, ConnectionError):
     """The software that runs the model is not there."""
 
     default_reason = "unreachable"
+
+
+class ConsentMissing(BackendError, PermissionError):
+    """Text would leave this device for an address that the person has not allowed."""
+
+    default_reason = "consent_missing"
 
 
 class ModelNotFound(BackendError, LookupError):

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
+import socket
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import httpcore
 import httpx
 
+from docmind.backends.places import PLACES, Place, checked_place, place_of
 from docmind.background import event_loop, is_on_the_event_loop
 from docmind.errors import BackendError, BackendUnavailable
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Coroutine, Iterator
+    from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+
+    from docmind.config import Config
 
 _T = TypeVar("_T")
 
@@ -32,19 +38,25 @@ HEADERS = {"Accept-Encoding": "identity"}
 _SHOWN_CHARACTERS = 300  # of a server's own words in a message
 
 
-def client_settings(url: str, connect_seconds: float) -> dict[str, Any]:
-    """Arguments for an `httpx.AsyncClient` that speaks to one server only.
+def client_settings(
+    config: Config, url: str, connect_seconds: float, *, carries_text: bool = True
+) -> dict[str, Any]:
+    """Arguments for an `httpx.AsyncClient` that speaks to one server only. Make a client for each call.
 
     No redirects: a 307 would send the whole prompt to another host. Nothing from the environment: with HTTP_PROXY set
     the prompt would go to the proxy, also for a server on this machine. No compression: a few bytes could become
-    gigabytes. No timeout for reading: the callers have deadlines, on tokens and not on bytes.
+    gigabytes. No hidden retries. No timeout for reading: the callers have deadlines, on tokens and not on bytes.
+    Connections lead where the person allowed and no farther, whatever a name resolves to (`_Network`).
 
     Args:
+        config: Where the person's decisions are kept.
         url: With scheme and host, "http://127.0.0.1:8080".
         connect_seconds: The longest wait for a connection.
+        carries_text: Whether questions or passages are sent; False for a listing of models.
 
     Raises:
         BackendError: The address is none (`invalid_option`).
+        ConsentMissing: The person has not allowed it.
     """
     invalid = BackendError(
         f"'{plain(url)}' is no address.", "Write it as http://127.0.0.1:8080.", reason="invalid_option"
@@ -57,13 +69,82 @@ def client_settings(url: str, connect_seconds: float) -> dict[str, Any]:
     # The client itself finds these out when it connects, by errors that nobody expects there.
     if parts.scheme not in ("http", "https") or not host or not (port is None or 0 < port < 65_536):
         raise invalid
+    place = checked_place(config, url, carries_text=carries_text)
     return {
         "follow_redirects": False,
         "trust_env": False,
         "timeout": httpx.Timeout(None, connect=connect_seconds, write=WRITE_SECONDS),
         # For plain http no TLS is set up, which would take longer than the request.
-        "verify": _tls() if parts.scheme == "https" else False,
+        "transport": _Transport(place, _tls() if parts.scheme == "https" else None),
     }
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """httpx's own transport over a pool whose connections are looked at. httpx has no argument for that (0.28)."""
+
+    def __init__(self, place: Place, tls: ssl.SSLContext | None) -> None:
+        super().__init__(verify=False, trust_env=False)  # a pool without connections; it is replaced
+        self._pool = httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=_Network(place))
+
+
+class _Network(httpcore.AsyncNetworkBackend):
+    """Opens connections to addresses no farther away than `place`.
+
+    The name is resolved here and the address that was looked at is the one connected to: a name that resolves
+    differently the next time leads nowhere else. TLS still proves the name.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._backend = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """A connection to the first address of a host that answers."""
+        try:
+            async with asyncio.timeout(timeout):
+                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(f"{host} was not resolved") from error
+        except OSError as error:
+            raise httpcore.ConnectError(str(error)) from error
+        failure: Exception = httpcore.ConnectError(f"{host} has no address")
+        for address in dict.fromkeys(str(entry[4][0]) for entry in found):
+            refuse_far(host, address, self._place)
+            try:
+                return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+    async def sleep(self, seconds: float) -> None:
+        """For retries, which we do not make."""
+        await self._backend.sleep(seconds)
+
+
+def refuse_far(host: str, address: str, place: Place) -> None:
+    """Refuse an address that is farther away than its host's name says, or that no model is behind.
+
+    Link-local addresses are those of a cloud's own services, which give away the machine's keys.
+
+    Raises:
+        BackendError: It is refused (`address_refused`).
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    is_nobody = ip.is_link_local or ip.is_multicast or ip.is_unspecified
+    if is_nobody or PLACES.index(place_of(str(ip))) > PLACES.index(place):
+        raise BackendError(
+            f"{host} leads to {ip}, which is not on {place}; nothing was sent there.",
+            "Give the address of the server itself as `url`.",
+            reason="address_refused",
+        )
 
 
 @lru_cache(maxsize=1)

@@ -141,7 +141,7 @@ def detect(config: Config, options: Mapping[str, Any] | None = None) -> Detectio
     url = (options or {}).get("url")
     try:
         url = address(url)
-        listing = _listing(url)
+        listing = _listing(config, url)
     except BackendError as absence:
         where = url or os.environ.get("OLLAMA_HOST")  # also what is no address: people are told where text would go
         return Detection("ollama", LABEL, False, absence.reason, absence.hint, where, None, ())
@@ -170,7 +170,7 @@ def _outdated(version: str | None) -> str | None:
     return f"Ollama {version} has a known security fault: update it to {oldest} or newer, https://ollama.com/download"
 
 
-def _listing(url: str, only: str | None = None) -> Listing:
+def _listing(config: Config, url: str, only: str | None = None) -> Listing:
     """What the server says, within a few seconds.
 
     Args:
@@ -184,7 +184,7 @@ def _listing(url: str, only: str | None = None) -> Listing:
     async def ask() -> Listing:
         try:
             async with asyncio.timeout(LISTING_SECONDS):
-                return await _ask_listing(url, only)
+                return await _ask_listing(config, url, only)
         except TimeoutError as error:
             raise unreachable(url) from error
 
@@ -194,14 +194,14 @@ def _listing(url: str, only: str | None = None) -> Listing:
         raise BackendUnavailable(str(absence), START) from absence
 
 
-async def _ask_listing(url: str, only: str | None) -> Listing:
+async def _ask_listing(config: Config, url: str, only: str | None) -> Listing:
     """Version, models and what is in memory, beside each other; then each model's window."""
     import httpx
 
     from docmind.backends.careful_http import HEADERS, clean, client_settings
 
-    headers = HEADERS | key_header(url)
-    async with httpx.AsyncClient(base_url=url, headers=headers, **client_settings(url, CONNECT_SECONDS)) as client:
+    settings = client_settings(config, url, CONNECT_SECONDS, carries_text=False)
+    async with httpx.AsyncClient(base_url=url, headers=HEADERS | key_header(url), **settings) as client:
         told, tags, running = await asyncio.gather(
             _get(client, "/api/version"), _get(client, "/api/tags"), _get(client, "/api/ps")
         )
@@ -338,7 +338,7 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
     """A LlamaIndex model for one of the server's models. Nothing is loaded before `start`, `warm_up` or the first call.
 
     Args:
-        config: Not used; the models are the server's.
+        config: Where the person's decisions are kept; the models are the server's.
         model: A name from `models`, ":latest" may be left out.
         options: Values for names in `OPTIONS`; those of a call become its defaults.
 
@@ -357,7 +357,7 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
     url = address(given.get("url"))
     if importlib.util.find_spec("ollama") is None:
         raise BackendUnavailable("Ollama's Python package is missing.", f"Run: {INSTALL}", reason="not_installed")
-    listing = _listing(url, model)
+    listing = _listing(config, url, model)
     info = next((info for info in listing.models if model in names(info.name)), None)
     if info is None:
         raise not_found(model, listing)
@@ -378,6 +378,7 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
         name=info.name,
         context_window=window,
         defaults={option.name: given.get(option.name, option.default) for option in CALL_OPTIONS},
+        config=config,
         url=url,
         keep_alive=keep_alive,
         gpu_layers=given.get("gpu_layers"),
@@ -391,9 +392,9 @@ def not_found(model: str, listing: Listing) -> ModelNotFound:
     return ModelNotFound(f"Ollama has no model '{model}'.", f"There are: {there}. Or run: ollama pull {model}")
 
 
-async def ask_not_found(url: str, model: str) -> ModelNotFound:
+async def ask_not_found(config: Config, url: str, model: str) -> ModelNotFound:
     """The same, for a model that has vanished since."""
     with contextlib.suppress(BackendError, TimeoutError):
         async with asyncio.timeout(LISTING_SECONDS):
-            return not_found(model, await _ask_listing(url, model))
+            return not_found(model, await _ask_listing(config, url, model))
     return not_found(model, Listing(None, (), {}))

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
     from llama_index.core.llms import ChatResponse
 
+    from docmind.config import Config
+
 _SEE = "See `ollama ps`"
 # Our names for Ollama's own, where they differ.
 _OLLAMA_NAMES = {"max_tokens": "num_predict"}
@@ -109,7 +111,7 @@ class OllamaLLM(ServedLLM):
                 reason="unsupported",
             )  # fmt: skip
         counted = await asyncio.to_thread(self.checked_count, prompt, arguments["max_tokens"])
-        async with _Client(self.url) as client:
+        async with _Client(self.config, self.url) as client:
             self._is_loaded = await self._look(client)
             yield response("", phase="reading" if self._is_loaded else "loading")
             answer = Writing(counted)
@@ -200,7 +202,7 @@ class OllamaLLM(ServedLLM):
         if request["keep_alive"] == 0:  # that would be the documented way to unload it
             return {}
         started = time.monotonic()
-        async with _Client(self.url) as client:
+        async with _Client(self.config, self.url) as client:
             was_loaded = await self._look(client)
             events = client.events(**request, messages=[])
             async with contextlib.aclosing(events):
@@ -217,9 +219,9 @@ class OllamaLLM(ServedLLM):
 class _Client(ollama.AsyncClient):
     """The official client, careful about where it sends things and what comes back (see the module's docstring)."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url, headers=HEADERS, **client_settings(url, CONNECT_SECONDS))
-        self._url = url
+    def __init__(self, config: Config, url: str) -> None:
+        super().__init__(url, headers=HEADERS, **client_settings(config, url, CONNECT_SECONDS))
+        self._config, self._url = config, url
         self._client.headers.pop("authorization", None)
         self._client.headers.update(key_header(url))
 
@@ -262,7 +264,7 @@ class _Client(ollama.AsyncClient):
         if (found := re.search(r'"error"\s*:\s*"(.*)"', text, re.DOTALL)) is not None:
             text = found[1]
         if "not found" in text.lower() and "model" in text.lower():
-            raise await ask_not_found(self._url, model)
+            raise await ask_not_found(self._config, self._url, model)
         raise refusal(status, text, self._url)
 
 

@@ -1,12 +1,20 @@
-"""Whose machine reads what is sent to an address. Knows no backend, and opens no connection."""
+"""Whose machine reads what is sent to an address, and whether the person allowed it. Opens no connection."""
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
-from typing import Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
+from docmind.errors import ConsentMissing, SettingsError
+from docmind.settings import Settings, read_settings, save_settings
+
+if TYPE_CHECKING:
+    from docmind.config import Config
+
 Place = Literal["this device", "your network", "the internet"]
+PLACES: Final[tuple[Place, ...]] = ("this device", "your network", "the internet")  # nearest first
 
 
 def where_text_goes(url: str | None) -> tuple[Place, str]:
@@ -40,3 +48,71 @@ def place_of(address: str) -> Place:
     if ip.is_loopback:
         return "this device"
     return "your network" if ip.is_private else "the internet"
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port of an address, which consent and keys are bound to: "https://api.example.com:443".
+
+    Raises:
+        ValueError: It has no host, or its port is no number.
+    """
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    host = (parts.hostname or "").rstrip(".")
+    if not host:
+        raise ValueError(f"{url!r} has no host")
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+def checked_place(config: Config, url: str, *, carries_text: bool) -> Place:
+    """The furthest place that a connection to an address may lead to: where the address says it is.
+
+    Args:
+        carries_text: Whether questions or passages will be sent; a listing of models carries none.
+
+    Raises:
+        ConsentMissing: It is beyond this device, and the person wants nothing asked there (`local_only`) or has not
+            allowed text to be sent there (`consent_missing`), or what was decided cannot be read (`settings_invalid`).
+    """
+    place, host = where_text_goes(url)
+    if place == "this device":
+        return place
+    try:
+        settings = read_settings(config)
+    except SettingsError as error:
+        raise ConsentMissing(str(error), error.hint, reason=error.reason) from error
+    if settings.local_only:
+        raise ConsentMissing(
+            f"{host} is on {place}, and DocMind is set to stay on this device.",
+            "Choose a model on this device, or switch “Local only” off.",
+            reason="local_only",
+        )
+    if carries_text and not is_allowed(settings, url):
+        raise ConsentMissing(
+            f"Questions and passages would be sent to {host} on {place}, which you have not allowed.",
+            f"Allow it in the sidebar, or run: docmind settings allow {origin(url)}",
+        )
+    return place
+
+
+def is_allowed(settings: Settings, url: str) -> bool:
+    """Whether the person allowed text to be sent to an address."""
+    try:
+        return origin(url) in settings.allowed
+    except ValueError:
+        return False
+
+
+def allow(config: Config, url: str, *, is_allowed: bool = True) -> Settings:
+    """Keep the person's consent for an address, or take it back; gives all that is decided now.
+
+    Raises:
+        SettingsError: It cannot be kept.
+        ValueError: It is no address.
+    """
+    wanted = origin(url)
+    before = read_settings(config)
+    others = tuple(address for address in before.allowed if address != wanted)
+    settings = dataclasses.replace(before, allowed=(*others, wanted) if is_allowed else others)
+    save_settings(config, settings)
+    return settings

@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr
 
 from docmind.backends.streamed_llm import StreamedLLM
 from docmind.background import event_loop
+from docmind.config import Config  # noqa: TC001 (pydantic reads it)
 from docmind.errors import BackendError, ContextTooLong
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class ServedLLM(StreamedLLM):
     """A model on a server. `label` is what the server is called in messages."""
 
     label: ClassVar[str] = "The server"
+    config: Config = Field(exclude=True, description="Where the person's decisions are kept.")
     url: str = Field(description="The server's address.")
     _is_loaded: bool = PrivateAttr(default=False)
     _load_seconds: float | None = PrivateAttr(default=None)

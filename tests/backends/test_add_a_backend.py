@@ -68,6 +68,7 @@ CALL_OPTIONS = (
     Option("stop", list, None, "texts", "Ends.", per_call=True),
     Option("first_token_seconds", float, 60.0, "seconds", "First.", 0, 86_400, per_call=True),
     Option("idle_seconds", float, 60.0, "seconds", "Next.", 0, 86_400, per_call=True),
+    Option("total_seconds", float, None, "seconds", "All.", 0, 86_400, per_call=True),
 )
 DONE = {"done": True, "prompt_tokens": 5, "answer_tokens": 2}
 
@@ -113,14 +114,14 @@ def server():
 
 
 @pytest.fixture
-def build():
+def build(config):
     """Makes a model from the page's text."""
     names = {"__name__": "http_llm", "CALL_OPTIONS": CALL_OPTIONS}
     exec(code_on_the_page()["http_llm.py"], names)
     defaults = {option.name: option.default for option in CALL_OPTIONS}
 
     def build(url):
-        return names["HttpLLM"](name="grey", context_window=1024, defaults=defaults, url=url)
+        return names["HttpLLM"](name="grey", context_window=1024, defaults=defaults, url=url, config=config)
 
     return build
 

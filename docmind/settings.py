@@ -1,0 +1,91 @@
+"""What the person decided for the whole program, in `settings.toml` of the data folder: who may be sent text, and the
+order in which backends are tried. Knows folders, no backend."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from docmind.errors import SettingsError
+
+if TYPE_CHECKING:
+    from docmind.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The decisions. What the file does not say is as here."""
+
+    local_only: bool = False  # nothing at all is asked or sent beyond this device
+    allowed: tuple[str, ...] = ()  # addresses beyond this device that may be sent questions and passages
+    backend_order: tuple[str, ...] = ()  # in which backends are tried; those not named follow in their own order
+
+
+def read_settings(config: Config) -> Settings:
+    """The decisions of the moment. They are read anew each time: another process may have changed them.
+
+    Raises:
+        SettingsError: The file cannot be read, or says something that is no setting. Nothing is assumed then: a
+            switch that was thrown must not open by itself.
+    """
+    path = config.settings
+    try:
+        with path.open("rb") as file:
+            said = tomllib.load(file)
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The settings {path} cannot be read ({error}).", "Mend or remove the file.") from error
+    kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
+    values: dict[str, Any] = {}
+    for name, value in said.items():
+        if name not in kinds:
+            known = ", ".join(kinds)
+            raise SettingsError(f"The settings {path} have an unknown key '{name}'.", f"There are: {known}.")
+        is_texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
+        if not (is_texts if kinds[name] != "bool" else isinstance(value, bool)):
+            wanted = "true or false" if kinds[name] == "bool" else "a list of texts"
+            raise SettingsError(f"In the settings {path}, {value!r} is no value for '{name}'.", f"It takes {wanted}.")
+        values[name] = tuple(value) if is_texts else value
+    return Settings(**values)
+
+
+def save_settings(config: Config, settings: Settings) -> None:
+    """Keep them: the file is whole at every moment.
+
+    Raises:
+        SettingsError: They cannot be written.
+    """
+    import tomli_w
+
+    text = tomli_w.dumps(dataclasses.asdict(settings))
+    write_whole(config.settings, text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A small file of the person's, written beside its place and moved there.
+
+    Raises:
+        SettingsError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise SettingsError(
+            f"{path} cannot be written ({error.strerror}).", "Check the folder, its permissions and the free disk."
+        ) from error

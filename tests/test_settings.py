@@ -1,0 +1,58 @@
+"""What the person decided for the whole program."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from docmind.config import Config
+from docmind.errors import SettingsError
+from docmind.settings import Settings, read_settings, save_settings
+
+
+@pytest.fixture
+def config(tmp_path):
+    """An empty data folder that is not made yet."""
+    return Config(home=tmp_path / "home")
+
+
+def test_nothing_decided_is_the_default(config):
+    """And reading makes no file."""
+    assert read_settings(config) == Settings()
+    assert not config.home.exists()
+
+
+def test_what_is_kept_is_read_again(config):
+    """For this person only, and whole."""
+    settings = Settings(local_only=True, allowed=('http://a"b\n:1', "https://ä.example:443"), backend_order=("x", "y"))
+    save_settings(config, settings)
+    assert read_settings(config) == settings
+    assert [path.name for path in config.home.iterdir()] == ["settings.toml"]
+    if os.name == "posix":
+        assert stat.S_IMODE(config.settings.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["local_only = 1", "local_only = 'true'", "allowed = 'http://a'", "allowed = [1]", "unknown = 1", "= broken",
+     "local_only = true\nlocal_only = false", "allowed = [\ud800]"],
+    ids=ascii,
+)  # fmt: skip
+def test_a_broken_file_is_an_error_and_no_default(config, text):
+    """A switch that was thrown must not open by itself."""
+    config.home.mkdir()
+    config.settings.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(SettingsError) as caught:
+        read_settings(config)
+    assert caught.value.hint
+    assert config.settings.exists()
+
+
+def test_what_cannot_be_written_is_an_error_and_what_was_there_stays(config):
+    """The folder is a file, say."""
+    config.home.write_text("no folder", encoding="utf-8")
+    with pytest.raises(SettingsError):
+        save_settings(config, Settings(local_only=True))
+    assert config.home.read_text(encoding="utf-8") == "no folder"
