@@ -7,7 +7,6 @@ backend's inside and no Streamlit: what stands in `options` is checked by `docmi
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import re
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from docmind.backends import Option, checked_options
-from docmind.errors import BackendError, ProfileError
+from docmind.errors import BackendError, ProfileError, SettingsError
 from docmind.settings import write_whole
 
 if TYPE_CHECKING:
@@ -63,18 +62,18 @@ class Profile:
 
 SETTINGS: Final[tuple[Option, ...]] = (
     Option("name", str, None, "", "What the profile is called; by default as its file."),
-    Option("backend", str, None, "", "The software that runs the model, as `docmind backends --all` names it; `auto` for "
-           "the first that is there and has one of `models`."),
+    Option("backend", str, None, "", "The software that runs the model, as `docmind backends --all` names it; `auto` "
+           "for the first that is there and has one of `models`."),
     Option("model", str, "", "", "The model's name, as its backend lists it."),
     Option("models", dict, {}, "table", "For `auto`: of each backend the names of models, best first. `*` stands for "
            "anything, capital letters do not matter. Without it `model` is looked for, or any model taken."),
     Option("role", str, "", "", "What it is for.", choices=("", *ROLES)),
     Option("enabled", bool, True, "", "Whether it can be chosen."),
     Option("description", str, "", "", "A sentence or two about it, as the Models page shows them."),
-    Option("agent", str, "direct", "", "`direct` makes one search and one call of the model; with `react` the model may "
-           "search and read on, which needs one of about 3 billion parameters or more.", choices=("direct", "react")),
-    Option("system_prompt", str, "", "", "What a `direct` model is told to do; by default DocMind's own words. The agent "
-           "has its own."),
+    Option("agent", str, "direct", "", "`direct` makes one search and one call of the model; with `react` the model "
+           "may search and read on, which needs about 3 billion parameters or more.", choices=("direct", "react")),
+    Option("system_prompt", str, "", "", "What a `direct` model is told to do; by default DocMind's own words. The "
+           "agent has its own."),
     Option("context_window", int, None, "tokens", "What the model can read and write in one call; by default as its "
            "backend says. More takes more memory.", 256, 1 << 20),
     Option("max_output_tokens", int, 512, "tokens", "The longest answer.", 1, 1 << 20),
@@ -286,14 +285,12 @@ def remove_profile(config: Config, name: str) -> Path:
     if path is None:
         find_profile(config, name)
         raise ProfileError(
-            f"'{name}' came with DocMind and stays.", "Save one of your own of that name with `enabled` off to hide it.",
+            f"'{name}' came with DocMind and stays.", "Save one of your own of that name, switched off, to hide it.",
             reason="profile_shipped",
         )  # fmt: skip
     try:
         path.unlink()
     except OSError as error:
-        from docmind.errors import SettingsError
-
         raise SettingsError(f"{path} cannot be removed ({error.strerror}).", "Check its permissions.") from error
     return path
 
@@ -309,7 +306,7 @@ def copy_name(config: Config, name: str) -> str:
 
 def _own_file(config: Config, name: str) -> Path | None:
     """The person's file of a profile; a broken one is known by its file's name."""
-    for path, source in _files(config):
+    for path, source in reversed(_files(config)):  # the one that counts first
         if source != "user":
             continue
         try:

@@ -19,3 +19,19 @@ def step_line(tool: str, asked: str, hits: int, documents: int, seconds: float) 
         return f"Looked through the names of {counted(documents, 'document')}{took}"
     where = f" in {counted(documents, 'document')}" if documents else ""
     return f"Searched “{asked}”: {counted(hits, 'passage')}{where}{took}"
+
+
+# Why a backend or a model cannot be used, as a short state.
+ABSENCES = {
+    "not_installed": "not installed",
+    "no_model": "no model found",
+    "unreachable": "not running",
+    "stalled": "no answer yet",
+    "model_damaged": "damaged",
+    "no_text_generation": "no chat",
+}
+
+
+def absence_words(reason: str | None) -> str:
+    """A reason's code in a few words; those of backends to come are readable too."""
+    return ABSENCES.get(reason or "", (reason or "not available").replace("_", " "))
