@@ -36,14 +36,16 @@ _lock = threading.Lock()
 _looks: dict[tuple[object, ...], _Look] = {}  # by data folder and registry
 
 
-def detect_all(config: Config, *, fresh: bool = False, wait_seconds: float | None = None) -> list[Detection]:
+def detect_all(
+    config: Config, *, max_age_seconds: float = KEPT_SECONDS, wait_seconds: float | None = None
+) -> list[Detection]:
     """What every backend says of itself, in the registry's order. Never raises for an absence.
 
     Args:
-        fresh: Ask anew, however young the last round is.
+        max_age_seconds: All are asked anew when the last round is older.
         wait_seconds: For all of them together; None: `DEADLINE_SECONDS`.
     """
-    look = _look(config, fresh=fresh)
+    look = _look(config, max_age_seconds)
     end = look.started_at + (DEADLINE_SECONDS if wait_seconds is None else wait_seconds)
     for thread in look.threads.values():
         thread.join(max(0.0, end - time.monotonic()))
@@ -61,12 +63,12 @@ def forget() -> None:
         _looks.clear()
 
 
-def _look(config: Config, *, fresh: bool = False) -> _Look:
+def _look(config: Config, max_age_seconds: float = KEPT_SECONDS) -> _Look:
     """The round that counts; a new one is begun where the last is too old."""
     key = (config.home, *REGISTRY.items())
     with _lock:
         look = _looks.get(key)
-        if look is None or fresh or time.monotonic() - look.started_at > KEPT_SECONDS:
+        if look is None or time.monotonic() - look.started_at > max_age_seconds:
             look = _looks[key] = _Look()
             for name in REGISTRY:
                 thread = threading.Thread(

@@ -92,7 +92,7 @@ def _embedding() -> Check:
 def _models(config: Config) -> Check:
     from docmind.detection import PATIENT_SECONDS, detect_all
 
-    found = detect_all(config, fresh=True, wait_seconds=PATIENT_SECONDS)
+    found = detect_all(config, max_age_seconds=0, wait_seconds=PATIENT_SECONDS)
     there = [f"{d.label} {d.version or ''} with {len(d.models)} models" for d in found if d.available]
     if there:
         return Check("models", True, ", ".join(there))

@@ -330,7 +330,7 @@ def _new_file(config: Config, name: str) -> Path:
     is_reserved = re.fullmatch(r"con|prn|aux|nul|(com|lpt)[0-9]", slug) is not None
     path = folder / f"{slug}.toml"
     if slug != name or is_reserved or path.exists():
-        path = folder / f"profile-{slug}-{hashlib.sha256(name.encode()).hexdigest()[:10]}.toml"
+        path = folder / f"{slug or 'profile'}-{hashlib.sha256(name.encode()).hexdigest()[:10]}.toml"
     return path
 
 

@@ -39,6 +39,7 @@ ARGUMENTS: Final = {
     "max_output_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "stop": "stop",
     "first_token_seconds": "first_token_seconds", "idle_seconds": "idle_seconds", "total_seconds": "total_seconds",
 }  # fmt: skip
+RECENT_SECONDS: Final = 3.0  # before it is said that there is nothing, backends are asked anew unless just asked
 _UNSET: Final = Profile("", "")
 
 
@@ -134,7 +135,8 @@ def resolve(config: Config, profile: Profile, *, is_patient: bool = True) -> Res
     wait_seconds = PATIENT_SECONDS if is_patient else None
     resolved = _resolve(config, profile, detect_all(config, wait_seconds=wait_seconds))
     if is_patient and not resolved.profiles:
-        resolved = _resolve(config, profile, detect_all(config, fresh=True, wait_seconds=wait_seconds))
+        found = detect_all(config, max_age_seconds=RECENT_SECONDS, wait_seconds=wait_seconds)
+        resolved = _resolve(config, profile, found)
     return resolved
 
 
@@ -289,13 +291,6 @@ def all_left_out(profile: Profile, receipt: Mapping[str, Any]) -> tuple[str, ...
     names = {argument: name for name, argument in ARGUMENTS.items()}
     refused = [names.get(argument, argument) for argument in receipt.get("settings_left_out") or ()]
     return tuple(dict.fromkeys([*settings_left_out(profile), *refused]))
-
-
-def left_out_words(names: Sequence[str], label: str) -> str:
-    """ "temperature and top_k are no settings of Ollama", for a receipt or a card."""
-    if len(names) == 1:
-        return f"{names[0]} is not a setting of {label}"
-    return f"{', '.join(names[:-1])} and {names[-1]} are not settings of {label}"
 
 
 def check(profile: Profile) -> None:

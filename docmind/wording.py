@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 DOING = {"search_documents": "Searching", "read_page": "Reading", "list_documents": "Looking through the names"}
 
 
@@ -35,3 +40,10 @@ ABSENCES = {
 def absence_words(reason: str | None) -> str:
     """A reason's code in a few words; those of backends to come are readable too."""
     return ABSENCES.get(reason or "", (reason or "not available").replace("_", " "))
+
+
+def left_out_words(names: Sequence[str], label: str) -> str:
+    """ "temperature and top_k are no settings of Ollama", for a receipt or a card."""
+    if len(names) == 1:
+        return f"{names[0]} is not a setting of {label}"
+    return f"{', '.join(names[:-1])} and {names[-1]} are not settings of {label}"
