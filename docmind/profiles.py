@@ -196,9 +196,6 @@ def make_profile(values: Mapping[str, Any], source: Literal["shipped", "user"] =
     for key in ("name", "backend") if checked.get("backend") == AUTO else ("name", "backend", "model"):
         if not str(checked.get(key) or "").strip():
             raise ProfileError(f"{called} names no {key}.", f'Add a line such as {key} = "…".')
-    for key, value in checked.items():
-        if isinstance(value, str) and not _is_storable(value):
-            raise ProfileError(f"{called}: '{key}' has characters that no file can hold.", "Type it anew.")
     if len(checked["name"]) > NAME_CHARACTERS or not checked["name"].isprintable():
         raise ProfileError(f"{called} has an impossible name.", f"Take one line of at most {NAME_CHARACTERS} letters.")
     for key in _LISTS:
@@ -216,15 +213,6 @@ def _checked_models(models: dict[str, Any]) -> dict[str, tuple[str, ...]]:
                 reason="invalid_option",
             )  # fmt: skip
     return {name: tuple(patterns) for name, patterns in models.items()}
-
-
-def _is_storable(text: str) -> bool:
-    """Whether it is text that UTF-8 can hold: half of a surrogate pair is none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
@@ -258,6 +246,10 @@ def save_profile(config: Config, profile: Profile, *, overwrite: bool = False) -
     import tomli_w
 
     text = tomli_w.dumps(as_values(make_profile(as_values(profile))))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise ProfileError(f"'{profile.name}' has characters that no file can hold.", "Type them anew.") from error
     path = _own_file(config, profile.name)
     if path is None:
         path = _new_file(config, profile.name)

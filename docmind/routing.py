@@ -116,10 +116,12 @@ class Resolved:
 
     Attributes:
         profiles: With a backend and a model each, the first choice first; none where nothing is there.
-        words: What was chosen and why, "balanced → Ollama · qwen3.5:9b; LM Studio: not running".
+        chosen: The first of them for people, "llama.cpp · Qwen3-4B"; "" where nothing is there.
+        words: The same and why, "balanced → llama.cpp · Qwen3-4B; Parrot: not running".
     """
 
     profiles: tuple[Profile, ...]
+    chosen: str
     words: str
 
 
@@ -199,7 +201,7 @@ def _resolve(config: Config, profile: Profile, found: Sequence[Detection]) -> Re
             )
         )
     why = "; ".join([f"{profile.name or 'Auto'} → {chosen or 'no model'}", *absences])
-    return Resolved(tuple(profiles), why)
+    return Resolved(tuple(profiles), chosen, why)
 
 
 def _patterns(profile: Profile, backend: str) -> Sequence[str]:

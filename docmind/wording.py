@@ -43,7 +43,7 @@ def absence_words(reason: str | None) -> str:
 
 
 def left_out_words(names: Sequence[str], label: str) -> str:
-    """ "temperature and top_k are no settings of Ollama", for a receipt or a card."""
+    """ "temperature and top_k are not settings of llama.cpp", for a receipt or a card."""
     if len(names) == 1:
         return f"{names[0]} is not a setting of {label}"
     return f"{', '.join(names[:-1])} and {names[-1]} are not settings of {label}"

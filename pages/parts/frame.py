@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from docmind.library import Library
     from docmind.profiles import Profile
 
+AUTO_LABEL = "Auto: first that answers"
 PRELOADED_MODEL_BYTES = 1_000_000_000  # a larger model is loaded by the first question, not by looking at the page
 _preload_lock = threading.Lock()
 _preloaded = False

@@ -72,6 +72,9 @@ def _draw_profile(profile: Profile, found: Sequence[Detection]) -> None:
             st.caption(f":orange[{plain(left_out_words(left_out, real.backend))}.]")
         if problem is not None:
             _draw_problem(problem)
+        if st.session_state.get("deleting") == profile.name and profile.source == "user":
+            _draw_delete(profile)
+            return
         with st.container(horizontal=True):
             if st.button(
                 "Use this profile",
@@ -92,7 +95,8 @@ def _draw_profile(profile: Profile, found: Sequence[Detection]) -> None:
     elif action == "Duplicate":
         edit(as_values(profile) | {"name": copy_name(config(), profile.name)}, None)
     elif action == "Delete":
-        _delete(profile)
+        st.session_state["deleting"] = profile.name
+        st.rerun()
 
 
 def _ready(profile: Profile, found: Sequence[Detection]) -> tuple[Profile, DocMindError | None, str]:
@@ -148,20 +152,25 @@ def _settings(profile: Profile) -> Sequence[str]:
     return settings
 
 
-@st.dialog("Delete profile")
-def _delete(profile: Profile) -> None:
-    st.markdown(
-        f"“{plain(profile.name)}” will be gone for good. One that came with DocMind and has its name comes back."
-    )
-    if st.button("Delete", type="primary", key="really delete"):
-        try:
-            remove_profile(config(), profile.name)
-        except DocMindError as error:
-            show_error(error)
-            return
-        if st.session_state.get("profile") == profile.name:
-            st.session_state["pending_profile"] = DEFAULT
-        st.rerun()
+def _draw_delete(profile: Profile) -> None:
+    """Asks before a profile is gone."""
+    st.markdown("It will be gone for good. One that came with DocMind and has its name comes back.")
+    with st.container(horizontal=True):
+        is_sure = st.button("Delete", type="primary", key=f"delete {profile.name}")
+        if st.button("Keep", key=f"keep {profile.name}"):
+            del st.session_state["deleting"]
+            st.rerun()
+    if not is_sure:
+        return
+    try:
+        remove_profile(config(), profile.name)
+    except DocMindError as error:
+        show_error(error)
+        return
+    del st.session_state["deleting"]
+    if st.session_state.get("profile") == profile.name:
+        st.session_state["pending_profile"] = DEFAULT
+    st.rerun()
 
 
 # The order of backends ------------------------------------------------------------------------------------------------
@@ -178,7 +187,7 @@ def _draw_order(found: Sequence[Detection]) -> None:
         labels = {one.backend: one.label for one in found}
         for place, name in enumerate(order):
             with st.container(horizontal=True, vertical_alignment="center", gap="small", wrap=False):
-                st.markdown(f"{place + 1}. {plain(labels[name])}", width="stretch")
+                st.markdown(f"{place + 1} · {plain(labels[name])}", width="stretch")
                 up = st.button(
                     "Up", icon=":material/arrow_upward:", key=f"up {name}", type="tertiary", disabled=place == 0
                 )

@@ -12,8 +12,8 @@ from docmind.backends import REGISTRY
 from docmind.backends import backend as find_backend
 from docmind.errors import DocMindError, ProfileError
 from docmind.profiles import AUTO, SETTINGS, make_profile, readable_profiles, remove_profile, save_profile
-from pages.parts.frame import config, show_error
-from pages.parts.safe import plain
+from pages.parts.frame import AUTO_LABEL, config, show_error
+from pages.parts.safe import plain, plain_with_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,7 @@ LABELS = {
     "first_token_seconds": "Wait for the first word", "idle_seconds": "Wait between words",
     "total_seconds": "Whole answer", "stop": "Stop at", "models": "Models, best first",
 }  # fmt: skip
+PLACEHOLDERS = {"max_sentences": "no limit", "total_seconds": "no limit", "name": " ", "description": " "}
 WORDS = {"direct": "Direct: one search, one call", "react": "Agent: may search again and read on", "": "None"}
 
 
@@ -47,7 +48,7 @@ def draw_form(editing: dict[str, Any], found: Sequence[Detection]) -> None:
     if original is not None and original.source == "shipped":
         st.caption("It came with DocMind: what you save is your own and hides it; deleting yours brings it back.")
     values = _fields(editing, found)
-    error: DocMindError | None = None
+    problem = st.container()  # above the buttons, so that it is seen where the click was
     with st.container(horizontal=True):
         is_saved = st.button("Save", type="primary", key="save profile", icon=":material/check:")
         if st.button("Cancel", key="cancel profile"):
@@ -55,12 +56,11 @@ def draw_form(editing: dict[str, Any], found: Sequence[Detection]) -> None:
     if is_saved:
         try:
             _save(values, original)
-        except DocMindError as caught:
-            error = caught
+        except DocMindError as error:
+            with problem:
+                show_error(error)
         else:
             _close()
-    if error is not None:
-        show_error(error)
 
 
 def _close() -> None:
@@ -114,7 +114,7 @@ def _fields(editing: dict[str, Any], found: Sequence[Detection]) -> dict[str, An
         draw(*ANSWERING[2:])
         values["system_prompt"] = st.text_area(
             "System prompt", start.get("system_prompt", ""), key=f"{token} system_prompt", height=90,
-            placeholder="DocMind's own words", help=plain(_BY_NAME["system_prompt"].description),
+            placeholder="DocMind's own words", help=plain_with_code(_BY_NAME["system_prompt"].description),
         )  # fmt: skip
         values["fallbacks"] = _draw_fallbacks(token, start)
     with st.expander("Sampling and time limits", key=f"{token} sampling"):
@@ -132,23 +132,34 @@ def _draw_model(token: str, start: dict[str, Any], found: Sequence[Detection]) -
     names = [AUTO, *labels]
     chosen = start.get("backend") or next((one.backend for one in found if one.available), AUTO)
     names += [chosen] if chosen not in names else []
-    backend = st.selectbox(
-        "Backend", names, names.index(chosen), key=f"{token} backend", help=plain(_BY_NAME["backend"].description),
-        format_func=lambda name: "Auto: first that answers" if name == AUTO else labels.get(name, name),
-    )  # fmt: skip
+    left, right = st.columns(2) if chosen != AUTO else (st.container(), st.container())
+    with left:
+        backend = st.selectbox(
+            "Backend",
+            names,
+            names.index(chosen),
+            key=f"{token} backend",
+            help=plain_with_code(_BY_NAME["backend"].description),
+            format_func=lambda name: AUTO_LABEL if name == AUTO else labels.get(name, name),
+        )
     models = {one.backend: [model.name for model in one.models if model.reason is None] for one in found}
     if backend != AUTO:
         there = list(models.get(backend, ()))
         current = start.get("model") if backend == chosen else None
         there += [current] if current and current not in there else []
-        model = st.selectbox(
-            "Model", there, there.index(current) if current else None, key=f"{token} model {backend}",
-            placeholder="Choose one, or type its name", accept_new_options=True,
-        )  # fmt: skip
+        with right:
+            model = st.selectbox(
+                "Model",
+                there,
+                there.index(current) if current else None,
+                key=f"{token} model {backend}",
+                placeholder="Choose one, or type its name",
+                accept_new_options=True,
+            )
         return {"backend": backend, "model": model or ""}
     table: dict[str, list[str]] = {name: list(given) for name, given in start.get("models", {}).items()}
     with st.expander("Models, best first", expanded=True, key=f"{token} models"):
-        st.caption(plain(_BY_NAME["models"].description))
+        st.caption(plain_with_code(_BY_NAME["models"].description))
         for name, label in labels.items():
             given = table.get(name, [])
             table[name] = st.multiselect(
@@ -173,7 +184,7 @@ def _draw_fallbacks(token: str, start: dict[str, Any]) -> list[str]:
             given,
             key=f"{token} fallbacks",
             placeholder="Nothing goes on",
-            help=plain(option.description),
+            help=plain_with_code(option.description),
         )
     )
 
@@ -224,8 +235,10 @@ def draw_option(option: Option, key: str, value: Any) -> Any:
     default = option.default
     shown: dict[str, Any] = {
         "key": key,
-        "help": plain(f"{option.description} {_range(option)}".strip(), limit=600).replace("\\`", "`"),
-        "placeholder": "as the backend says" if default in (None, "", []) else f"{default}",
+        "help": plain_with_code(f"{option.description} {_range(option)}".strip()),
+        "placeholder": PLACEHOLDERS.get(
+            option.name, "as the backend says" if default in (None, "", []) else str(default)
+        ),
     }
     if option.choices or option.kind is bool:
         choices: list[Any] = list(option.choices) or [True, False]
@@ -238,18 +251,20 @@ def draw_option(option: Option, key: str, value: Any) -> Any:
         )
     if option.kind in (int, float):
         number: Any = option.kind
+        if value is not None:  # in the session and not as the field's own value, which could not be emptied
+            st.session_state.setdefault(key, number(value))
         return st.number_input(
-            label(option), number(option.minimum) if option.minimum is not None else None,
-            number(option.maximum) if option.maximum is not None else None, None if value is None else number(value),
+            label(option),
+            number(option.minimum) if option.minimum is not None else None,
+            number(option.maximum) if option.maximum is not None else None,
+            None,
             step=1 if number is int else 0.05 if (option.maximum or 100) <= 5 else 1.0,
             **shown,
-        )  # fmt: skip
+        )
     if option.kind is list:
         given = list(value or [])
         shown["placeholder"] = "Type and press Enter"
         return st.multiselect(label(option), given, given, accept_new_options=True, **shown)
-    if option.name in ("name", "description"):
-        shown["placeholder"] = ""
     return st.text_input(label(option), value or "", **shown) or None
 
 

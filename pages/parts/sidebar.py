@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from docmind.chats import Chat
     from docmind.profiles import Profile
 
-AUTO_LABEL = "Auto: first that answers"
 CHAT_PAGE = "pages/chat.py"
 SHOWN_CHATS = 40
 CHATS_HEIGHT_PIXELS = 190  # the model below stays in sight on a laptop
@@ -169,7 +168,7 @@ def _draw_model() -> None:
         names.insert(0, state["backend"])
     backend = st.selectbox(
         "Backend", names, names.index(state["backend"]),
-        format_func=lambda name: found[name].label if name in found else AUTO_LABEL if name == AUTO else name,
+        format_func=lambda name: found[name].label if name in found else frame.AUTO_LABEL if name == AUTO else name,
     )  # fmt: skip
     there = found.get(backend)
     models = [model.name for model in there.models if model.reason is None] if there else []
@@ -189,7 +188,8 @@ def _draw_model() -> None:
     profile = next((p for p in profiles if p.name == state["profile"]), None)
     if profile is not None and profile.backend == AUTO:
         resolved = routing.resolve(frame.config(), profile, is_patient=False)
-        st.caption(plain(resolved.words, limit=300))
+        otherwise = f"no model of this role; {profile.fallbacks[0]} answers" if profile.fallbacks else "no model"
+        st.caption(f"→ {plain(resolved.chosen or otherwise, limit=80)}", help=plain(resolved.words, limit=300))
         profile = next(iter(resolved.profiles), None)
         there = found.get(profile.backend) if profile else None
     own_url = profile.options.get("url") if profile else None  # a profile may name another machine
