@@ -74,6 +74,9 @@ def _save(values: dict[str, Any], original: Profile | None) -> None:
     Raises:
         DocMindError: Something does not fit, or the name is taken.
     """
+    for key in ("name",) if values["backend"] == AUTO else ("name", "model"):
+        if not values.get(key, "").strip():
+            raise ProfileError(f"The profile has no {key}.", "Fill it in above; everything else is as you typed it.")
     profile = make_profile(values, called="The profile")
     routing.check(profile)
     is_same = original is not None and original.source == "user" and original.name == profile.name

@@ -82,7 +82,7 @@ def test_a_profile_is_made_from_nothing_and_can_be_used(page, config):
 
 @pytest.mark.parametrize(
     ("name", "model", "words"),
-    [("", STARTER, "names no name"), ("mine", STARTER, "a profile 'mine' of yours"), ("x", None, "names no model"),
+    [("", STARTER, "has no name"), ("mine", STARTER, "a profile 'mine' of yours"), ("x", None, "has no model"),
      ("balanced", STARTER, "came with DocMind")],
     ids=["no name", "taken", "no model", "shipped"],
 )  # fmt: skip
