@@ -14,7 +14,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from docmind import chats, history, routing, runs, tools
+from docmind import breaker, chats, continuing, history, routing, runs, tools
+from docmind.backends import ModelInfo
 from docmind.backends import backend as find_backend
 from docmind.background import follow
 from docmind.citations import Citation, Sentence, cite, is_refusal, split_sentences, strip_markers
@@ -24,7 +25,7 @@ from docmind.events import FellBack, ModelWaiting, Phase, StepFinished, StepStar
 from docmind.follow_up import standalone
 from docmind.history import History, Turn
 from docmind.parse.boxes import boxes_for
-from docmind.profiles import AUTO
+from docmind.profiles import AUTO, Profile
 from docmind.prompts import ANSWER_GRAMMAR, NO_ANSWER, NOT_IN_DOCUMENTS, REACT, direct_messages, observation_text
 from docmind.tools import Reading
 from docmind.transcript import answer_so_far, read_step, without_partial_tag, without_thinking
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
 
     from llama_index.core.llms import ChatMessage
 
-    from docmind.backends import ModelInfo
     from docmind.library import Library, Page
-    from docmind.profiles import Profile
     from docmind.search import Hit
 
 log = logging.getLogger(__name__)
@@ -172,6 +171,7 @@ def ask(
     collections: Sequence[str] = (),
     documents: Sequence[str] = (),
     chat: str | None = None,
+    continues: bool = False,
     stop: threading.Event | None = None,
     run_id: str | None = None,
 ) -> Iterator[AnswerEvent]:
@@ -181,6 +181,8 @@ def ask(
         profile: Its name; None: the starter. `backend` and `model` take the place of what it names.
         chat: Id of a chat that keeps the question at once and the answer as it grows; made when it is new. What was
             said in it before is known to the model. None: neither is kept.
+        continues: The chat's last answer, which was cut or stopped, goes on, with the model that wrote it and what it
+            had read; nothing else is asked.
         stop: Setting it ends the answer within about a second; what was written so far is kept.
         run_id: Of the run that is recorded; None: a new one.
 
@@ -190,6 +192,9 @@ def ask(
     Raises:
         DocMindError: Nothing can be answered: the library is empty, the model is not there, …
     """
+    if continues:
+        yield from _ask_on(library, chat, stop, run_id)
+        return
     question = question.strip()[:MAX_QUESTION_CHARACTERS]
     if not question:
         raise DocMindError("There is no question.", "Write one.", reason="no_question")
@@ -202,15 +207,22 @@ def ask(
         query=standalone(question, [turn.query for turn in turns]), asked=question, turns=turns,
         kept_at=now,
     )  # fmt: skip
+    yield from _to_its_end(
+        work, lambda: _answer(work, routing.with_fallbacks(library.config, _chosen(work, profile, backend, model)))
+    )
+
+
+def _to_its_end(work: _Work, begin: Callable[[], Iterator[AnswerEvent]]) -> Iterator[AnswerEvent]:
+    """The events of an answer and last the Answer; whatever ends it, what there is of it is kept."""
     answer: Answer | None = None
     try:
-        yield from _answer(work, routing.with_fallbacks(library.config, _chosen(work, profile, backend, model)))
+        yield from begin()
     except (GeneratorExit, KeyboardInterrupt):
         work.finished, work.reason = "stopped", "stopped"
         raise
     except DocMindError as error:
         work.finished, work.reason, work.error = ("cut" if work.shown else "failed"), error.reason, error
-        log.error("answer %s: %s", run_id, error.reason)
+        log.error("answer %s: %s", work.run_id, error.reason)
         if not work.shown:
             raise
     finally:
@@ -236,13 +248,20 @@ def _answer(work: _Work, route: Sequence[Profile]) -> Iterator[AnswerEvent]:
         )
     failure: BackendError | None = None
     for place, profile in enumerate(route):
+        is_last = place + 1 == len(route)
         try:
+            rest = None if is_last else breaker.resting(profile)
+            if rest is not None:
+                raise rest
             yield from _attempt(work, profile)
+            if work.finished != "stopped":
+                breaker.note(profile, None)
             return
         except BackendError as error:
+            breaker.note(profile, error)
             if failure is None or work.shown:  # what was chosen has to be mended; a text is cut by its own error
                 failure = error
-            if work.is_stopped or place + 1 == len(route) or not routing.can_another_help(error):
+            if work.is_stopped or is_last or not routing.can_another_help(error):
                 break
             yield _fall_back(work, profile, route[place + 1], error)
     assert failure is not None
@@ -318,6 +337,58 @@ def _named(profile: Profile) -> str:
     return f"{profile.backend} · {profile.model or profile.name}"
 
 
+# An answer that was cut -------------------------------------------------------------------------------------------
+
+
+def _ask_on(
+    library: Library, chat: str | None, stop: threading.Event | None, run_id: str | None
+) -> Iterator[AnswerEvent]:
+    """The chat's last answer goes on."""
+    question, message = continuing.unfinished(library, chat)
+    assert chat is not None
+    turn, pages = continuing.turn_of(library, chat)
+    details = message.details
+    run_id = runs.start_run(library, "answer", run_id)
+    chats.reopen(library, message.message_id, run_id)
+    now = time.monotonic()
+    read_tokens = ((details.get("context") or {}).get("parts") or {}).get("evidence") or 0
+    reading = Reading(
+        library, evidence=turn.evidence, pages=pages, steps=list(details.get("steps") or []),
+        evidence_tokens=read_tokens, budget_tokens=read_tokens,
+    )  # fmt: skip
+    work = _Work(
+        library, question, run_id, chat, message.message_id, stop, now, reading, query=turn.query, asked=turn.asked,
+        raw=message.text, shown=message.text, kept_at=now, fallbacks=list(details.get("fallbacks") or []),
+        attempts=list(details.get("attempts") or []), choice=details.get("choice"),
+    )  # fmt: skip
+    yield TextDelta(message.text)  # it is read on the screen already
+    # With the model that wrote it, and no other: never two in one text.
+    name, backend, model = str(details.get("profile") or ""), str(details["backend"]), str(details["model"])
+    work.profile = Profile(name, backend, model)
+    work.model = ModelInfo(model, (details.get("context") or {}).get("window"), None, None, loaded=False)
+    yield from _to_its_end(work, lambda: _go_on(work, _chosen(work, name or None, backend, model), turn))
+
+
+def _go_on(work: _Work, profile: Profile, turn: Turn) -> Iterator[AnswerEvent]:
+    """One more call of the model."""
+    config = work.library.config
+    work.model = routing.find_model(config, profile)
+    llm: Any = find_backend(profile.backend).build(config, work.model.name, routing.options(profile))
+    try:
+        routing.free_memory(but=profile.backend)
+        llm.start()
+        yield from _load(work, llm)
+        written = continuing.to_go_on_from(work.raw)
+        messages = continuing.messages(turn, written, profile.system_prompt)
+
+        def read(text: str, is_all: bool) -> str:
+            return continuing.joined(written, _spoken(text, is_all), is_all=is_all)
+
+        yield from _call(work, llm, profile, messages, routing.call_arguments(profile), read)
+    finally:
+        llm.release()
+
+
 # The steps --------------------------------------------------------------------------------------------------------
 
 
@@ -331,11 +402,15 @@ def _load(work: _Work, llm: Any) -> Iterator[AnswerEvent]:
         except DocMindError as error:
             failure.append(error)
 
-    if not llm.is_loaded:
-        yield ModelWaiting("loading")
+    started, told = time.monotonic(), None
+    was_loaded = llm.is_loaded
     loading = threading.Thread(target=load, name="docmind-load", daemon=True)
     loading.start()
     while loading.is_alive() and not work.is_stopped:
+        percent, seconds = llm.load_percent, int(time.monotonic() - started)
+        waiting = ModelWaiting("loading", done=percent or 0, total=0 if percent is None else 100, seconds=seconds)
+        if waiting != told and not was_loaded:
+            yield (told := waiting)
         loading.join(STOP_POLL_SECONDS)
     if failure:
         raise failure[0]

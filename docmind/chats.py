@@ -79,6 +79,12 @@ def begin(library: Library, chat_id: str, question: str, run_id: str) -> int:
         return int(added.lastrowid or 0)
 
 
+def reopen(library: Library, message_id: int, run_id: str) -> None:
+    """An answer that had ended goes on in another run; what was written stays."""
+    with store.writing(library.path) as db:
+        db.execute("UPDATE messages SET run_id = ?, finished = NULL WHERE id = ?", (run_id, message_id))
+
+
 def keep_partial(library: Library, message_id: int, text: str) -> None:
     """What an answer has come to so far; a chat deleted meanwhile stays deleted."""
     with store.writing(library.path) as db:
@@ -117,6 +123,7 @@ def finish(library: Library, message_id: int, answer: Answer, error: DocMindErro
         )  # fmt: skip
         if not changed.rowcount:
             return
+        db.execute("DELETE FROM citations WHERE message_id = ?", (message_id,))  # of an answer that went on
         db.executemany(
             # A document may have been removed while it was quoted: its words do not come back.
             "INSERT INTO citations SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8,"

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docmind.config import Config, load_config
-from docmind.errors import DocMindError
-from docmind.wording import DOING, counted, left_out_words, step_line
+from docmind.errors import DocMindError, SettingsError
+from docmind.wording import DOING, counted, left_out_words, step_line, waiting_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +128,14 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--from", metavar="NAME", dest="origin", help="save: begin with a copy of this profile")
     sub.add_argument("--overwrite", action="store_true", help="save: replace one of your own of that name")
+
+    sub = command("settings", _settings, "show who may be sent text, or change it")
+    sub.add_argument("action", nargs="?", choices=("show", "allow", "forbid", "local-only"), default="show")
+    sub.add_argument("value", nargs="?", type=_text, metavar="ADDRESS|on|off", help="http://192.168.1.20:11434")
+
+    sub = command("keys", _keys, "keep or forget the key of a model server; it is asked for, or read from stdin")
+    sub.add_argument("action", nargs="?", choices=("show", "keep", "forget"), default="show")
+    sub.add_argument("address", nargs="?", type=_text, metavar="ADDRESS", help="https://api.example.com")
 
     sub = command("evaluate", _evaluate, "measure search, and answers, on questions with known pages")
     sub.add_argument("file", type=Path, metavar="FILE.jsonl")
@@ -345,14 +353,8 @@ def _ask(arguments: argparse.Namespace) -> int:
                             sys.stdout.write("\n\n")
                             sys.stdout.flush()
                         _print(f"{before} could not go on: {message} {after} is asked instead.\n", file=sys.stderr)
-                case ModelWaiting(phase, ahead, done, total):
-                    words = {
-                        "waiting": f"{ahead} before you",
-                        "loading": "Loading the model …",
-                        "reading": f"Reading {done} of {total} tokens" if total else "Reading …",
-                        "thinking": "Thinking …",
-                    }
-                    _status(words[phase])
+                case ModelWaiting():
+                    _status(waiting_line(event))
                 case TextDelta(text, replaces):
                     _status("")
                     if arguments.json:
@@ -455,6 +457,62 @@ def _profiles(arguments: argparse.Namespace) -> int:
             else:
                 _print(said.text)
         return 130 if stop.is_set() else 0
+
+
+def _settings(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from docmind.backends.places import allow, where_text_goes
+    from docmind.settings import read_settings, save_settings
+
+    config, value = _config(arguments), arguments.value
+    settings = read_settings(config)
+    match arguments.action:
+        case "allow" | "forbid":
+            try:
+                settings = allow(config, value or "", is_allowed=arguments.action == "allow")
+            except ValueError as error:
+                hint = "Write it as http://192.168.1.20:11434."
+                raise SettingsError(f"'{value or ''}' is no address.", hint) from error
+        case "local-only":
+            if value not in ("on", "off"):
+                raise SettingsError("It is on or off.", "Run: docmind settings local-only on")
+            settings = dataclasses.replace(settings, local_only=value == "on")
+            save_settings(config, settings)
+    if arguments.json:
+        _print_json({name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()})
+        return 0
+    _print(f"local only   {'on' if settings.local_only else 'off'}")
+    for address in settings.allowed:
+        _print(f"allowed      {address} ({where_text_goes(address)[0]})")
+    if not settings.allowed:
+        _print("allowed      no address beyond this device")
+    return 0
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from docmind.keys import forget_key, keep_key, keyring_name
+
+    ring = keyring_name()
+    if arguments.action == "forget":
+        forget_key(arguments.address or "")
+    if arguments.action == "keep":
+        if ring is None:  # nothing would remember it when this command has ended
+            raise SettingsError(
+                "This system has no keyring that guards keys.",
+                "Set the key in the environment, or give it on the Models page at each start.",
+                reason="no_keyring",
+            )
+        import getpass
+
+        # Never as an argument: those are seen by everybody on the machine, and kept by the shell.
+        key = getpass.getpass("Key: ") if sys.stdin.isatty() else sys.stdin.readline()
+        keep_key(arguments.address or "", key)
+    if arguments.json:
+        _print_json({"keyring": ring})
+    else:
+        _print(f"keyring      {ring or 'none that guards keys'}")
+    return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -34,13 +34,15 @@ class ModelWaiting:
     Attributes:
         phase: "waiting" for another question's answer, "loading" the model, "reading" the prompt, or "thinking".
         ahead: Questions before this one, while waiting.
-        done, total: Tokens of the prompt, while reading.
+        done, total: Tokens of the prompt, while reading; percent, while loading.
+        seconds: How long it has been loading.
     """
 
     phase: Phase
     ahead: int = 0
     done: int = 0
     total: int = 0
+    seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,13 @@ def fitting(
     return History(fit, {key: pages[key] for key in places}, sum(size for _, size in kept))
 
 
+def with_evidence(library: Library, turn: Turn) -> tuple[Turn, dict[tuple[str, int], Page]]:
+    """A turn with what the model read for it, and the pages that stands on."""
+    pages: dict[tuple[str, int], Page] = {}
+    names = {document.document_id: document.name for document in library.documents()}
+    return _with_evidence(library, turn, names, pages), pages
+
+
 def _with_evidence(library: Library, turn: Turn, names: Mapping[str, str], pages: dict[tuple[str, int], Page]) -> Turn:
     """A turn with what the model read for it, as far as it is there unchanged and within reach.
 

@@ -60,6 +60,9 @@ def choose(config: Config, profile: str | None, backend: str | None, model: str 
         )
     same = (backend or found.backend) == found.backend
     settings = found if profile is not None else Profile("", found.backend, found.model)
+    if profile is not None and found.backend == AUTO and model is not None and not same:  # what it came to, or may
+        own = found.options.get(backend or "", {})
+        return replace(found, backend=backend or AUTO, model=model, models={}, options=own)
     return replace(
         settings, name="", backend=backend or found.backend,
         model=model or ("" if backend == AUTO else found.model), models={},

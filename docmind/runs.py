@@ -113,8 +113,9 @@ def start_answer(
     model: str | None = None,
     collections: Sequence[str] = (),
     documents: Sequence[str] = (),
+    continues: bool = False,
 ) -> Run:
-    """Begin to answer a question in a chat; the arguments are those of `docmind.answer.ask`."""
+    """Begin to answer a question in a chat, or to go on with its last answer; the arguments are those of `ask`."""
     from docmind.answer import Answer, ask
 
     run = Run("answer", chat_id=chat_id, question=question)
@@ -123,7 +124,7 @@ def start_answer(
         state: RunState = "stopped"
         events = ask(
             library, question, profile=profile, backend=backend, model=model, collections=collections,
-            documents=documents, chat=chat_id, stop=run.stop_requested, run_id=run.run_id,
+            documents=documents, chat=chat_id, continues=continues, stop=run.stop_requested, run_id=run.run_id,
         )  # fmt: skip
         for event in events:
             run._add(event)

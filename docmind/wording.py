@@ -1,4 +1,4 @@
-"""Words that the screen and the command line share. Knows nothing else."""
+"""Words that the screen and the command line share. Knows events, nothing else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from docmind.events import ModelWaiting
 
 DOING = {"search_documents": "Searching", "read_page": "Reading", "list_documents": "Looking through the names"}
 
@@ -47,3 +49,17 @@ def left_out_words(names: Sequence[str], label: str) -> str:
     if len(names) == 1:
         return f"{names[0]} is not a setting of {label}"
     return f"{', '.join(names[:-1])} and {names[-1]} are not settings of {label}"
+
+
+def waiting_line(event: ModelWaiting) -> str:
+    """What a model does that is not writing yet."""
+    match event.phase:
+        case "waiting":
+            return f"{event.ahead} before you …"
+        case "thinking":
+            return "Thinking …"
+        case "loading":
+            share = f" {event.done} %" if event.total and event.done else ""
+            return f"Loading the model{share} …" + (f" {event.seconds} s" if event.seconds else "")
+        case "reading":
+            return f"Reading {event.done:,} of {event.total:,} tokens …" if event.total else "Reading …"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from docmind import chats, runs
+from docmind.continuing import can_continue
 from docmind.errors import DocMindError
 from pages.parts import answers, frame
 from pages.parts.ingestion import draw_drop_area, draw_progress
@@ -79,6 +80,13 @@ def _ask(library: Library, chat_id: str, question: str) -> None:
     st.rerun()
 
 
+def _go_on(library: Library, chat_id: str) -> None:
+    """Let the last answer go on, and draw the page anew."""
+    run = runs.start_answer(library, "", chat_id=chat_id, continues=True)
+    st.session_state["seen_run"] = run.run_id
+    st.rerun()
+
+
 def _draw_filters(library: Library) -> None:
     """Which documents are asked: all, some collections, or single documents."""
     filters = st.session_state.setdefault("filters", {})
@@ -132,8 +140,14 @@ def _draw_chat(library: Library, chat_id: str, messages: list[Message], run: Run
             _draw_growing(run.run_id)
     elif messages and messages[-1].finished in ("failed", "cut", "stopped"):
         asked = next((m.text for m in reversed(messages) if m.role == "user"), "")
-        if asked and st.button("Ask again", icon=":material/refresh:", key="again"):
-            _ask(library, chat_id, asked)
+        with st.container(horizontal=True):
+            if can_continue(messages[-1]) and st.button(
+                "Continue", icon=":material/play_arrow:", key="continue",
+                help=f"{plain(messages[-1].details['model'], limit=60)} goes on where it ended",
+            ):  # fmt: skip
+                _go_on(library, chat_id)
+            if asked and st.button("Ask again", icon=":material/refresh:", key="again"):
+                _ask(library, chat_id, asked)
     _watch(chat_id, run.run_id if run else None)
 
 

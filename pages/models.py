@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from docmind import detection, hardware
+from docmind import breaker, detection, hardware
 from docmind.profiles import DEFAULT, readable_profiles
 from docmind.wording import absence_words
 from pages.parts.frame import config, found_backends
@@ -36,6 +36,7 @@ def main() -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.title("Models", width="content")
         if st.button("Refresh", icon=":material/refresh:", key="refresh", help="Look for backends and models again"):
+            breaker.forget()
             detection.forget()
             st.rerun()
     if "editing" in st.session_state:

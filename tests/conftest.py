@@ -18,6 +18,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from docmind import breaker
 from docmind.config import Config
 from docmind.embed import EmbeddingIdentity
 from docmind.library import Library, NewPassage
@@ -40,6 +41,8 @@ def own_data_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("DOCMIND_EMBEDDING", raising=False)
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")  # no test asks a server that happens to run
     monkeypatch.setattr("docmind.detection.DEADLINE_SECONDS", 120.0)  # no test depends on how fast the machine is
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")  # nor the developer's keyring
+    breaker.forget()  # nor inherits the failures of another
     logger = logging.getLogger("docmind")
     before = logger.propagate, logger.level, logging.raiseExceptions
     yield

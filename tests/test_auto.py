@@ -234,3 +234,15 @@ def test_options_are_checked_against_what_the_backend_takes(profile, error, word
     with pytest.raises(error) as caught:
         routing.check(profile)
     assert words in caught.value.hint
+
+
+def test_an_answer_of_auto_that_was_cut_goes_on_with_the_model_it_came_to(stocked, script):
+    """Its settings and its name stay those of the profile."""
+    order(stocked.config, "scripted")
+    save_profile(stocked.config, auto(agent="direct", temperature=0.5))
+    script.append(["Repairs of the north quay ", "length"])
+    assert list(ask(stocked, QUAY, profile="mine", chat="c"))[-1].finished == "cut"
+    script.append("cost 3.7 million euros.")
+    answer = list(ask(stocked, "", chat="c", continues=True))[-1]
+    assert (answer.finished, answer.profile, answer.backend) == ("complete", "mine", "scripted")
+    assert answer.choice == "mine → Scripted · script"

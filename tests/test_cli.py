@@ -518,3 +518,37 @@ def test_ctrl_c_keeps_what_was_written(stocked, in_child):
             ("assistant", "stopped"),
         ]
         assert db.execute("SELECT state FROM runs WHERE kind = 'answer'").fetchone()[0] == "stopped"
+
+
+def test_settings_say_who_may_be_sent_text(run, run_json):
+    """Allowed, taken back, and all of it switched off."""
+    assert run_json("settings")[1] == [{"local_only": False, "allowed": [], "backend_order": []}]
+    status, rows, _ = run_json("settings", "allow", "http://192.168.1.20:11434/api")
+    assert (status, rows[0]["allowed"]) == (0, ["http://192.168.1.20:11434"])
+    assert "your network" in run("settings")[1][1]
+    assert run_json("settings", "forbid", "http://192.168.1.20:11434")[1][0]["allowed"] == []
+    assert run_json("settings", "local-only", "on")[1][0]["local_only"]
+    assert not run_json("settings", "local-only", "off")[1][0]["local_only"]
+    for wrong in (["allow"], ["allow", "http://"], ["local-only"], ["local-only", "perhaps"]):
+        status, _, err = run("settings", *wrong)
+        assert (status, len(err.splitlines())) == (1, 2)
+
+
+def test_a_key_is_not_kept_where_nothing_guards_it(run, run_json, monkeypatch):
+    """And is never an argument of a command."""
+    import io
+
+    import keyring
+    from keyring.backends import fail
+
+    before = keyring.get_keyring()
+    keyring.set_keyring(fail.Keyring())
+    try:
+        monkeypatch.setattr("sys.stdin", io.StringIO("sk-canary\n"))
+        status, out, err = run("keys", "keep", "https://api.example.com")
+        assert (status, out) == (1, [])
+        assert "sk-canary" not in err
+        assert run_json("keys") == (0, [{"keyring": None}], "")
+        assert run("keys", "forget", "https://api.example.com")[0] == 0
+    finally:
+        keyring.set_keyring(before)

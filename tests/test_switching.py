@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 
 import psutil
 import pytest
@@ -11,7 +12,8 @@ from waiting import is_gone, wait_until
 
 from docmind import chats, runs
 from docmind.answer import ask
-from docmind.events import FellBack, TextDelta
+from docmind.backends.places import allow
+from docmind.events import FellBack, ModelWaiting, TextDelta
 
 pytestmark = pytest.mark.usefixtures("end_models")
 QUAY = "How much did the repairs of the north quay cost?"
@@ -133,3 +135,34 @@ def test_a_prompt_that_the_server_cut_is_told(stocked, ollama):
     assert (answer.finished, answer.reason) == ("complete", "context_cut")
     assert answer.context["counted_tokens"] == 40
     assert answer.context["sent_tokens"] > 40
+
+
+def test_a_model_that_loads_says_for_how_long(stocked, monkeypatch):
+    """Each second, until it is there; then it is not said again."""
+    with serve(load_seconds=1.2) as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        server.enqueue(said("The pilot station employs 26 people."))
+        events = [event for event in ask(stocked, PILOTS, **OLLAMA) if isinstance(event, ModelWaiting)]
+        loading = [event.seconds for event in events if event.phase == "loading"]
+        assert loading[:2] == [0, 1]
+        server.enqueue(said("26 people."))
+        events = [event for event in ask(stocked, PILOTS, **OLLAMA) if isinstance(event, ModelWaiting)]
+        assert "loading" not in [event.phase for event in events]
+
+
+def test_a_server_of_the_network_gets_no_word_before_it_was_allowed(stocked, monkeypatch):
+    """The starter answers instead, and the note says what to allow; once allowed, it is asked."""
+    with serve() as server:
+        port = server.url.rpartition(":")[2]
+        resolve = socket.getaddrinfo
+        monkeypatch.setattr(
+            socket, "getaddrinfo", lambda host, *rest, **named: resolve({"nas": "127.0.0.1"}.get(host, host), *rest)
+        )
+        monkeypatch.setenv("OLLAMA_HOST", f"http://nas:{port}")
+        answer = list(ask(stocked, QUAY, **OLLAMA))[-1]
+        assert (answer.backend, answer.fallbacks[0]["reason"]) == ("llama.cpp", "consent_missing")
+        assert f"docmind settings allow http://nas:{port}" in answer.fallbacks[0]["hint"]
+        assert server.chats == []
+        allow(stocked.config, f"http://nas:{port}")
+        server.enqueue(said("It cost 3.7 million euros."))
+        assert list(ask(stocked, QUAY, **OLLAMA))[-1].backend == "ollama"

@@ -70,6 +70,7 @@ class LlamaCppLLM(StreamedLLM):
                 raise event
             if "finish_reason" in event:
                 return event
+            self._load_percent = event.get("done")
 
     def stop(self) -> None:
         """Stop every call made through this object, within a second; the child says how far each had come."""

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from docmind.backends import NOT_WRITING, Detection, ModelInfo, Option, checked_options
 from docmind.backends.places import where_text_goes
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
+from docmind.keys import find_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -293,14 +294,14 @@ def names(name: str) -> tuple[str, str]:
 
 
 def key_header(url: str) -> dict[str, str]:
-    """OLLAMA_API_KEY for a server that may have it: one reached by https, on another machine.
+    """The key that was given for this address, else OLLAMA_API_KEY for one reached by https on another machine.
 
     Ollama's own client sends it to any address; over http it could be read on the way, and a server on this machine
     needs none.
     """
-    key = os.environ.get("OLLAMA_API_KEY", "").strip()
-    is_meant = bool(key) and key.isascii() and url.startswith("https:") and where_text_goes(url)[0] != "this device"
-    return {"Authorization": f"Bearer {key}"} if is_meant else {}
+    is_here = where_text_goes(url)[0] == "this device"
+    key = find_key(url, () if is_here else ("OLLAMA_API_KEY",))
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def refusal(status: int, text: str, url: str) -> BackendError:
@@ -311,7 +312,7 @@ def refusal(status: int, text: str, url: str) -> BackendError:
     if status in (401, 403):
         return BackendError(
             f"{url} refuses us (HTTP {status}).",
-            "Set OLLAMA_API_KEY to a valid key; it is sent over https only. Or give another `url`.",
+            f"Give the right key: set OLLAMA_API_KEY (sent over https only), or run: docmind keys keep {url}",
             reason="key_rejected",
         )
     if status == 429:

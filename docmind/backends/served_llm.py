@@ -1,6 +1,6 @@
 """`ServedLLM`: what models behind a server have in common: deadlines on tokens, counts, figures, loading ahead.
 
-A backend that talks to a server writes `_load` and `_astream` over it, as `ollama_llm.py` does. Knows no backend.
+A backend that talks to a server writes `_load` and `_astream` over it. Knows no backend by name.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Deadlines:
     Args:
         arguments: Of the call: `first_token_seconds`, `idle_seconds`, and `total_seconds` or None.
         label: What the server is called.
-        hint: How to see what it does, "See `ollama ps`"; "" where there is no such way.
+        hint: How to see what it does, "See its log"; "" where there is no such way.
     """
 
     def __init__(self, arguments: dict[str, Any], label: str, hint: str = "") -> None:

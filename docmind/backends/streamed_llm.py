@@ -74,6 +74,7 @@ class StreamedLLM(LLM):
     context_window: int = Field(description="Tokens the model can read and write in one call.")
     defaults: dict[str, Any] = Field(default_factory=dict, description="Values for arguments a call does not give.")
     _running: set[_Running] = PrivateAttr(default_factory=set)
+    _load_percent: int | None = PrivateAttr(default=None)  # set by `warm_up` where the software behind it says so
 
     # What a backend writes
 
@@ -122,6 +123,11 @@ class StreamedLLM(LLM):
     def prefill_tokens_per_second(self) -> float | None:
         """How fast the model reads prompts; None: not measured yet."""
         return None
+
+    @property
+    def load_percent(self) -> int | None:
+        """How far loading is, from 0 to 100; None: not known."""
+        return self._load_percent
 
     @property
     def load_seconds(self) -> float | None:

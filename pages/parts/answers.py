@@ -10,7 +10,7 @@ from docmind import embed
 from docmind.errors import DocMindError, DocumentNotFound
 from docmind.events import FellBack, ModelWaiting, StepFinished, StepStarted, TextDelta
 from docmind.parse.boxes import boxes_for
-from docmind.wording import DOING, counted, left_out_words, step_line
+from docmind.wording import DOING, counted, left_out_words, step_line, waiting_line
 from pages.parts.frame import show_error
 from pages.parts.safe import answer as inert
 from pages.parts.safe import answer_with_chips, plain
@@ -228,7 +228,7 @@ def draw_growing(run: Run) -> None:
                 steps.append(event)
                 waiting = "Packing the evidence …"
             case ModelWaiting():
-                waiting = _waiting(event)
+                waiting = waiting_line(event)
             case TextDelta(piece, replaces):
                 text = [*([] if replaces else text), piece]
             case FellBack():
@@ -247,17 +247,6 @@ def draw_growing(run: Run) -> None:
 
 def _quoted(asked: str) -> str:
     return f"“{plain(asked, limit=80)}” " if asked else ""
-
-
-def _waiting(event: ModelWaiting) -> str:
-    if event.phase == "waiting":
-        return f"{event.ahead} before you …"
-    if event.phase == "loading":
-        return "Loading the model …"
-    if event.phase == "thinking":
-        return "Thinking …"
-    share = f" {event.done:,} of {event.total:,} tokens" if event.total else ""
-    return f"Reading{share} …"
 
 
 # What a chip leads to -----------------------------------------------------------------------------------------------

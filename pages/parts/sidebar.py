@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from docmind import chats, detection, routing, runs
-from docmind.backends.places import where_text_goes
+from docmind.errors import DocMindError
 from docmind.metrics import answers
 from docmind.profiles import AUTO, DEFAULT, ROLES
 from pages.parts import frame
 from pages.parts.panel import draw_strip
+from pages.parts.place import draw_place
 from pages.parts.safe import plain
 
 if TYPE_CHECKING:
@@ -187,24 +188,14 @@ def _draw_model() -> None:
         state["profile"], state["backend"], state["model"] = fitting and fitting.name, backend, model
     profile = next((p for p in profiles if p.name == state["profile"]), None)
     if profile is not None and profile.backend == AUTO:
-        resolved = routing.resolve(frame.config(), profile, is_patient=False)
+        try:
+            resolved = routing.resolve(frame.config(), profile, is_patient=False)
+        except DocMindError as error:  # the settings cannot be read
+            frame.show_error(error)
+            return
         otherwise = f"no model of this role; {profile.fallbacks[0]} answers" if profile.fallbacks else "no model"
         st.caption(f"→ {plain(resolved.chosen or otherwise, limit=80)}", help=plain(resolved.words, limit=300))
         profile = next(iter(resolved.profiles), None)
         there = found.get(profile.backend) if profile else None
     own_url = profile.options.get("url") if profile else None  # a profile may name another machine
-    _draw_place(own_url or (there.url if there else None))
-
-
-PLACES = {
-    "this device": (":green[●] on this device", "Questions and documents do not leave this machine."),
-    "your network": (":orange[●] on your network: {host}", "Questions and passages are sent to this machine."),
-    "the internet": (":red[●] on the internet: {host}", "Questions and passages are sent to this address."),
-}
-
-
-def _draw_place(url: str | None) -> None:
-    """Where the next question goes, before it is sent."""
-    place, host = where_text_goes(url)
-    words, explained = PLACES[place]
-    st.caption(words.format(host=plain(host, limit=60)), help=explained)
+    draw_place(own_url or (there.url if there else None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from waiting import wait_until
 
 from docmind import chats, runs
 from docmind.answer import ask
@@ -19,6 +20,11 @@ def open_chat(app, chat="c1"):
     app.run()
     assert not app.exception
     return app
+
+
+def texts(app):
+    """What stands on the page as markdown."""
+    return [element.value for element in app.main.markdown]
 
 
 def lines(app):
@@ -94,14 +100,24 @@ def test_an_attempt_is_seen_while_the_next_model_writes(app, stocked, script):
     script.append(["Answer: It took until October", "for ever"])
     run = runs.start_answer(stocked, QUESTION, chat_id="c1", profile="one")
     try:
-        from waiting import wait_until
-
         wait_until(lambda: "October" in "".join(getattr(event, "text", "") for event in run.events_after()[-3:]))
         open_chat(app)
-        texts = [element.value for element in app.main.markdown]
-        assert "It took until October" in texts
-        assert any("asked instead" in text for text in texts)
+        assert "It took until October" in texts(app)
+        assert any("asked instead" in text for text in texts(app))
         assert [line for line in lines(app) if line.startswith("Unfinished attempt by scripted")]
     finally:
         run.stop()
         assert run.wait(60)
+
+
+def test_an_answer_that_was_cut_goes_on_at_a_click(app, stocked, script):
+    """In its place; when it is whole there is nothing to continue."""
+    script += [["Answer: The repairs cost 3.7 million", "length"], "million euros and ended in October."]
+    list(ask(stocked, QUESTION, backend="scripted", model="script", chat="c1"))
+    open_chat(app)
+    app.button(key="continue").click().run()
+    wait_until(lambda: not runs.answering("c1"))
+    app.run()
+    assert any(text.startswith("The repairs cost 3.7 million euros and ended") for text in texts(app))
+    assert len(chats.messages(stocked, "c1")) == 2
+    assert "continue" not in [button.key for button in app.main.button]

@@ -1,0 +1,90 @@
+"""Where the next question goes: said before it is sent, and allowed by a person."""
+
+from __future__ import annotations
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+from waiting import PATIENCE_SECONDS
+
+from docmind.settings import read_settings
+from pages.parts.safe import plain
+
+
+@pytest.fixture
+def nothing_cached():
+    """The caches of Streamlit outlive a test, the configuration among them."""
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    yield
+    st.cache_resource.clear()
+    st.cache_data.clear()
+
+
+@pytest.fixture
+def place(config, nothing_cached):
+    """Draws the place of an address in an app of its own, before anything else is there."""
+
+    def draw(url):
+        script = f"from pages.parts.place import draw_place\ndraw_place({url!r})\n"
+        return AppTest.from_string(script, default_timeout=PATIENCE_SECONDS).run()
+
+    return draw
+
+
+def captions(app):
+    """What is said."""
+    assert not app.exception
+    return [caption.value for caption in app.caption]
+
+
+@pytest.mark.parametrize("url", [None, "http://127.0.0.1:11434"])
+def test_a_model_on_this_device_needs_no_word(place, url):
+    """Nothing leaves."""
+    app = place(url)
+    assert captions(app) == [":green[●] on this device"]
+    assert [button.key for button in app.button] == []
+
+
+def test_an_address_beyond_this_device_is_allowed_once_and_the_word_can_be_taken_back(place, config):
+    """It is kept for the address, not for the session."""
+    url = "http://192.168.1.20:11434"
+    app = place(url)
+    assert captions(app)[0] == f":orange[●] on your network: {plain('192.168.1.20')}"
+    assert f"would be sent to {plain('192.168.1.20')}" in captions(app)[1]
+    app.button(key="allow").click().run()
+    assert read_settings(config).allowed == (url,)
+    assert len(captions(app)) == 1
+    assert [button.key for button in place(url).button] == ["forbid"]
+    assert [button.key for button in place("http://192.168.1.20:80").button] == ["allow"]
+    app.button(key="forbid").click().run()
+    assert read_settings(config).allowed == ()
+    assert [button.key for button in app.button] == ["allow"]
+
+
+def test_local_only_is_one_switch(place, config):
+    """It shows what the file says, whoever wrote it, and offers no way around."""
+    app = place("https://api.example.com")
+    app.toggle(key="local_only").set_value(True).run()
+    assert read_settings(config).local_only
+    assert "this model is not asked" in captions(app)[1]
+    assert [button.key for button in app.button] == []
+    assert place(None).toggle(key="local_only").value
+    config.settings.write_text("local_only = false", encoding="utf-8")
+    assert not app.run().toggle(key="local_only").value
+
+
+def test_broken_settings_are_an_error_with_a_remedy_and_no_permission(place, config):
+    """Instead of a switch that shows what is not so."""
+    config.home.mkdir(parents=True, exist_ok=True)
+    config.settings.write_text("local_only = perhaps", encoding="utf-8")
+    app = place("http://192.168.1.20:11434")
+    assert captions(app) == []
+    assert "Mend or remove the file" in app.error[0].value
+    assert not app.toggle
+
+
+def test_the_name_of_a_host_is_no_markup(place):
+    """It may come from a profile of somebody else."""
+    app = place("http://![x](http:--evil.example)")
+    assert all("![" not in caption for caption in captions(app))
