@@ -10,6 +10,7 @@ from servers.ollama import Model, serve
 from docmind import routing
 from docmind.answer import ask
 from docmind.backends import REGISTRY, Detection, ModelInfo, backend
+from docmind.cli import main
 from docmind.errors import BackendError, BackendUnavailable, ProfileError
 from docmind.events import FellBack
 from docmind.profiles import AUTO, ROLES, Profile, find_profile, save_profile
@@ -246,3 +247,15 @@ def test_an_answer_of_auto_that_was_cut_goes_on_with_the_model_it_came_to(stocke
     answer = list(ask(stocked, "", chat="c", continues=True))[-1]
     assert (answer.finished, answer.profile, answer.backend) == ("complete", "mine", "scripted")
     assert answer.choice == "mine → Scripted · script"
+
+
+def test_the_command_says_what_was_chosen_and_what_was_left_out(stocked, script, capsys):
+    """Below the figures, away from the answer."""
+    order(stocked.config, "scripted")
+    save_profile(stocked.config, auto(agent="direct", top_k=5))
+    script.append(COST)
+    assert main(["ask", QUAY, "--profile", "mine", "--home", str(stocked.config.home)]) == 0
+    out, err = capsys.readouterr()
+    assert "mine → Scripted · script" in err
+    assert "top_k is not a setting of scripted." in err
+    assert "top_k" not in out
