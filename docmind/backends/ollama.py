@@ -162,6 +162,11 @@ def models(config: Config, options: Mapping[str, Any] | None = None) -> tuple[Mo
     return detect(config, options).models
 
 
+def how_to_get(config: Config, model: str) -> str:
+    """How to get a model that is not there."""
+    return f"Run: ollama pull {model}"
+
+
 def _outdated(version: str | None) -> str | None:
     """A warning about a server that is too old, or None."""
     found = re.match(r"(\d+)\.(\d+)\.(\d+)", version or "")

@@ -23,8 +23,8 @@ beside LlamaIndex. docs/add-a-backend.md shows the smallest backend.
   | `first_token_seconds` | from the end of loading to the first piece |
   | `tokens_per_second` | of writing |
   | `context_window` | tokens the model was given for prompt and answer |
+  | `settings_left_out` | arguments of the call that the server refused, so that it was asked without them |
   | `context_cut` | True when the server must have left out part of the prompt; otherwise absent |
-  | `settings_left_out` | what was set and could not be heeded: names of arguments and options; otherwise absent |
 
 - A stream that ends without a `finish_reason` was not completed: the call raises `BackendError` with the reason
   `no_end_marker`, whatever was written before.

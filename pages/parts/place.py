@@ -7,6 +7,7 @@ from typing import Final
 
 import streamlit as st
 
+from docmind import detection
 from docmind.backends.places import allow, is_allowed, where_text_goes
 from docmind.errors import SettingsError
 from docmind.settings import Settings, read_settings, save_settings
@@ -55,7 +56,7 @@ def _switch() -> None:
     """Keep what the switch says; what was found elsewhere is looked at anew."""
     settings = read_settings(frame.config())
     save_settings(frame.config(), dataclasses.replace(settings, local_only=st.session_state["local_only"]))
-    frame.detections.clear()
+    detection.forget()
 
 
 def _allow(url: str, is_allowed: bool) -> None:

@@ -101,7 +101,7 @@ def test_a_new_installation_shows_the_starter_and_how_to_get_better(page, config
     assert list(table["Window"]) == [8192]
     assert list(table["Format"]) == ["Q4_1"]
     assert list(table["Size"].round(1)) == [0.1]
-    (steps,) = app.expander
+    steps = app.expander[0]
     assert steps.label == "A 135M model: good for plain facts. Here is how to get a better one"
     assert steps.proto.expanded
     assert steps.code[0].value == str(config.model_folders[0])
@@ -200,8 +200,12 @@ temperature = 0.25
     labels = tuple(f"**{backend(name).LABEL}" for name in REGISTRY)
     names = [text for text in drawn if text.startswith("**") and not text.startswith(labels)]
     assert names == [
+        "**fast** :gray-badge[fast]",
         "**starter** :gray-badge[fast] :blue-badge[in use]",
+        "**balanced** :gray-badge[balanced]",
+        "**technical** :gray-badge[technical]",
         f"**{plain(POISON)}** :gray-badge[reasoning]",
+        "**reasoning** :gray-badge[reasoning]",
         "**plain**",
     ]
     settings = f"llama.cpp · {plain(llama_cpp.STARTER)} · window 4,096 · temperature 0.25 · up to 512 tokens · your own"
