@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from ollama._types import ChatRequest, Message, Options, ShowRequest
 from pydantic import ValidationError
 
-from docmind.backends.llama_cpp_child import StopStrings
+from docmind.backends.child_side import StopStrings
 
 PATIENCE = 60.0  # seconds: generous, the machine may be busy
 # What Ollama knows and the client's types of this version do not: github.com/ollama/ollama, docs/api.md and
