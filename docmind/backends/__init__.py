@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 REGISTRY: dict[str, str] = {
     "llama.cpp": "docmind.backends.llama_cpp",
     "ollama": "docmind.backends.ollama",
+    "transformers": "docmind.backends.transformers",
 }
 
 # Architectures of models that turn text into vectors, or pictures into tokens; they cannot answer.

@@ -484,6 +484,13 @@ def crash_reason(code: int, errors: str, *, is_loading: bool) -> str:
     return "crashed"
 
 
+def physical_cores() -> int:
+    """Cores without hyper-threads, which slow computing down."""
+    import psutil
+
+    return int(psutil.cpu_count(logical=False) or os.cpu_count() or 1)
+
+
 def _keep_tail(pipe: Any, tail: collections.deque[str]) -> None:
     """The last lines of standard error; `readline` with a limit, so that a line without end cannot fill memory."""
     while line := pipe.readline(4096):

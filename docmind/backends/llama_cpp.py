@@ -22,14 +22,13 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import itertools
-import os
 import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from docmind.backends import NOT_WRITING, Detection, ModelInfo, Option, checked_options
-from docmind.backends.child import Child, Children
+from docmind.backends.child import Child, Children, physical_cores
 from docmind.backends.gguf_header import GgufHeader, read_header
 from docmind.errors import BackendUnavailable, ModelDamaged, ModelNotFound
 
@@ -207,7 +206,7 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
     load = {
         "path": str(path),
         "window": window,
-        "threads": given.get("threads") or _physical_cores(),
+        "threads": given.get("threads") or physical_cores(),
         "batch": _BATCH_TOKENS,
         "gpu_layers": given.get("gpu_layers", -1),
     }
@@ -253,10 +252,3 @@ def _usable(path: Path) -> GgufHeader:
             reason="no_text_generation",
         )  # fmt: skip
     return header
-
-
-def _physical_cores() -> int:
-    """Cores without hyper-threads, which slow llama.cpp down."""
-    import psutil
-
-    return int(psutil.cpu_count(logical=False) or os.cpu_count() or 1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import tiny_model
 from servers.ollama import serve
 
 from docmind.backends import backend, llama_cpp
@@ -113,7 +114,26 @@ def ollama_peer(config):
         )
 
 
-PEERS = {"llama.cpp": llama_cpp_peer, "ollama": ollama_peer}
+@contextlib.contextmanager
+def transformers_peer(config):
+    """A model of random weights in its child process."""
+    tiny_model.make(config.home / "models" / "tiny")
+    options = {"temperature": 0.0, "context_window": 8000}
+    llm = backend("transformers").build(config, "tiny", options)
+    llm.warm_up()
+    yield Peer(
+        llm,
+        "tiny",
+        options,
+        "transformers",
+        working=lambda: 0 if llm._child.is_idle else 1,
+        window=lambda: llm._child.load["window"],
+        break_off=lambda: psutil.Process(llm.process_id).kill(),
+    )
+    llm.close()
+
+
+PEERS = {"llama.cpp": llama_cpp_peer, "ollama": ollama_peer, "transformers": transformers_peer}
 
 
 async def ticks_at_each_word(llm, messages):
