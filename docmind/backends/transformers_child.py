@@ -96,12 +96,13 @@ class Model:
 
     def _load(self, path: str, dtype: str) -> None:
         """The tokenizer and the model of a folder; whatever is wrong with it is told as a reason."""
+        from huggingface_hub.errors import StrictDataclassError
         from safetensors import SafetensorError
 
         careful = {"local_files_only": True, "trust_remote_code": False}
         # What the library does with nonsense in a folder depends on the architecture.
-        damages = (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
-                   AssertionError, RecursionError, RuntimeError)  # fmt: skip
+        damages = (SafetensorError, StrictDataclassError, OSError, ValueError, TypeError, LookupError, AttributeError,
+                   ArithmeticError, AssertionError, RecursionError, RuntimeError)  # fmt: skip
         try:
             config = self._library.AutoConfig.from_pretrained(path, **careful)
             # A folder may name a kernel of the hub here, which is code: transformers chooses by itself.
@@ -109,7 +110,7 @@ class Model:
             self._tokenizer: Any = self._library.AutoTokenizer.from_pretrained(path, **careful)
             self._model, loading = self._library.AutoModelForCausalLM.from_pretrained(
                 path, config=config, dtype=self._chosen_dtype(path, dtype), use_safetensors=True,
-                output_loading_info=True, **careful,
+                output_loading_info=True, ignore_mismatched_sizes=True, **careful,
             )  # fmt: skip
             self._model = self._model.to(self._device).eval()
         except MemoryError as error:
@@ -123,9 +124,9 @@ class Model:
             if type(error) is not Exception:
                 raise
             raise Refused("model_damaged", _first_line(error)) from error  # so the package tokenizers complains
-        # Weights that are not in the files would be made up, with no more than a warning.
-        if missing := sorted(loading["missing_keys"]):
-            raise Refused("model_damaged", f"{len(missing)} weights are missing ({missing[0]}).")
+        # Weights that are not in the files are made up, with no more than a warning.
+        if missing := sorted([*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])]):
+            raise Refused("model_damaged", f"{len(missing)} weights are missing or of another shape ({missing[0]}).")
 
     def _chosen_dtype(self, path: str, wanted: str) -> Any:
         """The type of the numbers: as in the folder, or float32 on a processor that is slow with shorter ones.
