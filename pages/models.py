@@ -35,6 +35,8 @@ REASONS = {
     "model_damaged": ("damaged", "The file is damaged: fetch it again."),
     "unreadable": ("unreadable", "The file may not be read: check its permissions."),
     "no_text_generation": ("no chat", "It makes vectors and cannot answer: choose a chat model."),
+    "unsafe_weights": ("unsafe", "Its weights are Python pickles, which can run code: fetch it as safetensors."),
+    "remote_code": ("needs code", "It wants to run code that came with it, which DocMind does not allow."),
     "unsupported": ("unsupported", "This version does not load its kind: choose another."),
 }
 EXPLAINED_MODELS = 5  # unusable ones that get a line of their own
