@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from docmind.backends.child_side import Pipe
 
-# Read at once: what a stop may cost, and what it keeps.
-_BATCH_TOKENS = 128
+# Read at once: what a stop may cost, and what it keeps. A GPU is idle most of the time with less.
+_BATCH_TOKENS, _GPU_BATCH_TOKENS = 128, 512
 # The warm-up reads so many tokens, and the rest only where the first few were fast.
 _PROBE_TOKENS, _WARM_UP_TOKENS, _FAST_PROBE_SECONDS = 16, 128, 0.4
 _CHARACTER_TOKENS = 4  # of the longest character: no token is shorter than a byte
@@ -55,6 +55,7 @@ class Model:
         self._library.logging.disable_progress_bar()
         torch.set_num_threads(request["threads"])
         self._device = self._chosen_device(request["device"])
+        self._batch = _BATCH_TOKENS if self._device == "cpu" else _GPU_BATCH_TOKENS
         self._library.logging.set_tqdm_hook(self._progress(request["id"]))
         self._load(request["path"], request["dtype"])
         self.window: int = request["window"]
@@ -151,9 +152,9 @@ class Model:
         """A hook for the library's progress bars: the one over the weights is told to the parent."""
 
         def hook(make: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            if not arguments or not hasattr(arguments[0], "__len__"):
-                return make(*arguments, **named)
-            return self._counted(arguments[0], request_id)
+            if arguments and named.get("desc") == "Loading weights":
+                return self._counted(arguments[0], request_id)
+            return make(*arguments, **named)
 
         return hook
 
@@ -332,7 +333,7 @@ class Model:
             repetition_penalty=request["repeat_penalty"],
             eos_token_id=self.ends or None,
             pad_token_id=self.ends[0] if self.ends else 0,  # there is nothing to pad, but the library wants one
-            prefill_chunk_size=None if self._cache is None else _BATCH_TOKENS,
+            prefill_chunk_size=None if self._cache is None else self._batch,
             **{name: request[name] for name in names},
         )
         prompt = torch.tensor([tokens], device=self._device)

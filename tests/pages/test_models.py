@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 from waiting import PATIENCE_SECONDS
 
-from docmind.backends import REGISTRY, llama_cpp
+from docmind.backends import REGISTRY, backend, llama_cpp
 from pages.parts.safe import plain
 
 REPOSITORY = Path(__file__).parents[2]
@@ -198,7 +197,8 @@ temperature = 0.25
     app = page()
     assert not app.exception
     drawn = texts(app)
-    names = [text for text in drawn if text.startswith("**") and not re.match(r"\*\*(llama.cpp|Ollama)", text)]
+    backends = tuple(f"**{plain(backend(name).LABEL)}**" for name in REGISTRY)
+    names = [text for text in drawn if text.startswith("**") and not text.startswith(backends)]
     assert names == [
         "**starter** :gray-badge[fast] :blue-badge[in use]",
         f"**{plain(POISON)}** :gray-badge[reasoning]",
