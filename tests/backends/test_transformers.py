@@ -200,7 +200,8 @@ def test_this_process_imports_neither_torch_nor_the_library(shelf):
         "import sys; from pathlib import Path; from docmind.config import Config\n"
         "from docmind.backends import transformers as b\n"
         f"config = Config(Path({str(shelf.home)!r})); print(b.detect(config).available)\n"
-        "print('llama_index' in sys.modules); b.build(config, 'model'); print({'torch', 'transformers'} & set(sys.modules))"
+        "print('llama_index' in sys.modules); b.build(config, 'model')\n"
+        "print({'torch', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:3] == ["True", "False", "set()"]
