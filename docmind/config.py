@@ -47,7 +47,7 @@ class Config:
 
     @property
     def model_folders(self) -> tuple[Path, ...]:
-        """Folders searched for GGUF files, the person's own first."""
+        """Folders searched for models, the person's own first."""
         return (self.home / "models", Path(__file__).parent.parent / "models")
 
 

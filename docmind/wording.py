@@ -36,6 +36,8 @@ ABSENCES = {
     "stalled": "no answer yet",
     "model_damaged": "damaged",
     "no_text_generation": "no chat",
+    "unsafe_weights": "unsafe",
+    "remote_code": "needs code",
 }
 
 

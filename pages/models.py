@@ -27,6 +27,8 @@ REMEDIES = {
     "unreadable": "The file may not be read: check its permissions.",
     "no_text_generation": "It makes vectors and cannot answer: choose a chat model.",
     "unsupported": "This version does not load its kind: choose another.",
+    "unsafe_weights": "Its weights are Python pickles, which can run code: fetch it as safetensors.",
+    "remote_code": "It wants to run code that came with it, which DocMind does not allow.",
 }
 EXPLAINED_MODELS = 5  # unusable ones that get a line of their own
 

@@ -238,10 +238,13 @@ def script(monkeypatch):
 def end_models():
     """No model's child outlives the tests of a module; nor one that a failed test still holds."""
     yield
-    from docmind.backends import llama_cpp
+    from docmind.backends import REGISTRY
 
     gc.collect()
-    llama_cpp.close_all()
+    for module in REGISTRY.values():
+        close_all = getattr(sys.modules.get(module), "close_all", None)
+        if close_all is not None:
+            close_all()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ REGISTRY: dict[str, str] = {
     "ollama": "docmind.backends.ollama",
     "lm-studio": "docmind.backends.lm_studio",
     "openai-compatible": "docmind.backends.openai_compatible",
+    "transformers": "docmind.backends.transformers",
 }
 
 # Architectures of models that turn text into vectors, or pictures into tokens; they cannot answer.

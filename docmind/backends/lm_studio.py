@@ -202,6 +202,11 @@ def detect(config: Config, options: Mapping[str, Any] | None = None) -> Detectio
     return Detection("lm-studio", LABEL, reason is None, reason, hint, url, listing.version, listing.models)
 
 
+def how_to_get(config: Config, model: str) -> str:
+    """How to get a model that is not there."""
+    return f"Run: lms get {model}"
+
+
 def models(config: Config, options: Mapping[str, Any] | None = None) -> tuple[ModelInfo, ...]:
     """The models of the server by name, then the instances in memory that have a name of their own; none without it.
 

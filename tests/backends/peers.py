@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import tiny_model
 from servers import lm_studio as lm_studio_server
 from servers import openai_compatible
 from servers.ollama import serve
@@ -186,11 +187,31 @@ def openai_compatible_peer(config):
         )
 
 
+@contextlib.contextmanager
+def transformers_peer(config):
+    """A model of random weights in its child process."""
+    tiny_model.make(config.home / "models" / "tiny")
+    options = {"temperature": 0.0, "context_window": 8000}
+    llm = backend("transformers").build(config, "tiny", options)
+    llm.warm_up()
+    yield Peer(
+        llm,
+        "tiny",
+        options,
+        "transformers",
+        working=lambda: 0 if llm._child.is_idle else 1,
+        window=lambda: llm._child.load["window"],
+        break_off=lambda: psutil.Process(llm.process_id).kill(),
+    )
+    llm.close()
+
+
 PEERS = {
     "llama.cpp": llama_cpp_peer,
     "ollama": ollama_peer,
     "lm-studio": lm_studio_peer,
     "openai-compatible": openai_compatible_peer,
+    "transformers": transformers_peer,
 }
 
 

@@ -38,7 +38,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Response
 
-from docmind.backends.llama_cpp_child import StopStrings
+from docmind.backends.child_side import StopStrings
 
 LOGGER = logging.getLogger("lm studio stand-in")
 LOGGER.addHandler(logging.NullHandler())

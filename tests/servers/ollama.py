@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from ollama._types import ChatRequest, Message, Options, ShowRequest
 from pydantic import ValidationError
 
-from docmind.backends.llama_cpp_child import StopStrings
+from docmind.backends.child_side import StopStrings
 from tests.servers.http_by_hand import HandServer, running
 
 # What Ollama knows and the client's types of this version do not: github.com/ollama/ollama, docs/api.md and

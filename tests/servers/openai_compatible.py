@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import TypeAdapter, ValidationError
 
-from docmind.backends.llama_cpp_child import StopStrings
+from docmind.backends.child_side import StopStrings
 from tests.servers.http_by_hand import HandServer, running
 
 REQUEST = TypeAdapter(CompletionCreateParamsStreaming)
