@@ -5,7 +5,8 @@ ended from outside without taking the app down. It knows nothing of documents, L
 
 Requests come as JSON lines on standard input, replies go as JSON lines to standard output:
 
-    {"id": 1, "do": "load", "path": …, "window": …, "threads": …, "batch": …, "gpu_layers": …}
+    {"id": 1, "do": "load", "path": …, "window": …, "threads": …, "batch": …, "gpu_layers": …,
+     "flash_attention": …, "kv_type": …}
         → {"id": 1, "loading": 0.4} … {"id": 1, "ready": {…}}
     {"id": 2, "do": "answer", "messages": [{"role", "content"}] or "prompt": "…", "max_tokens": …, …}
         → {"id": 2, "read": 128, "of": 900, "cached": 0} … {"id": 2, "text": "The"} … {"id": 2, "end": {…}}
@@ -43,6 +44,7 @@ _CHATML = (
 # machine or a large model many seconds.
 _PROBE_TOKENS, _WARM_UP_TOKENS, _FAST_PROBE_SECONDS = 16, 128, 0.4
 _WRITING_PROBES = 5
+_KV_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type in ggml.h
 
 
 class Refused(Exception):
@@ -143,11 +145,17 @@ class Model:
                 n_threads=request["threads"],
                 n_threads_batch=request["threads"],
                 n_gpu_layers=request["gpu_layers"],
+                flash_attn=request["flash_attention"],
+                type_k=_KV_TYPES[request["kv_type"]],
+                type_v=_KV_TYPES[request["kv_type"]],
                 verbose=False,
             )
         except (ValueError, RuntimeError, OSError, AssertionError) as error:
             reason = "out_of_memory" if lacks_memory("\n".join(self._log)) else "model_damaged"
-            raise Refused(reason, f"{error}. {self._last_error()}".strip()) from error
+            if reason == "model_damaged" and request["kv_type"] != "f16" and "context" in str(error):
+                reason = "unsupported"  # the file was read; not every model can keep what it read quantized
+            remedy = " Set kv_type to f16." if reason == "unsupported" else ""
+            raise Refused(reason, f"{error}. {self._last_error()}{remedy}".strip()) from error
         except jinja2.TemplateError as error:
             raise Refused("template_failed", f"The model's chat template is broken: {error}") from error
         except MemoryError as error:
