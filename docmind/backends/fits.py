@@ -4,10 +4,10 @@
     KV cache = for every layer: KV heads × (key length + value length) × bytes of `kv_type` × window
     compute buffers = 4 bytes × batch × (vocabulary + 18 × embedding + window × (1 + heads, without flash attention))
 
-Source: llama.cpp, src/llama-kv-cache.cpp (one row of n_embd_k_gqa and n_embd_v_gqa for each layer and token), ggml-common.h
-(bytes of a block of 32 numbers), and the tensors that stand side by side in a graph of one batch: scores of attention
-and their mask, logits, activations. The last term is a fit; together they were compared with the child's memory for the
-starter at several windows and types (tests/backends/test_fits.py holds them within 15 %).
+Source: llama.cpp, src/llama-kv-cache.cpp (a row of n_embd_k_gqa and one of n_embd_v_gqa for each layer and token) and
+ggml-common.h (bytes of a block of 32 numbers); the buffers are the tensors that stand side by side in a graph of one
+batch: scores of attention and their mask, logits, activations. The 18 is a fit. The sum was compared with the memory of
+the child that runs the starter, at several windows and types: 2 to 7 % above it (tests/backends/test_fits.py).
 
 *Where the estimate is too high rather than too low*: every layer is counted with the whole window, also those that see
 a sliding window or keep a state; keys and values are counted as they are written in the header, also where a model
@@ -34,10 +34,10 @@ RAM_SHARE: Final = 0.9  # of the memory that is free now
 KV_BYTES: Final = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # of one number
 _BATCH_TOKENS: Final = 128  # as the child reads
 _ACTIVATIONS: Final = 18  # rows of the embedding's length that are alive at once
-_PROCESS_BYTES: Final = 70_000_000  # the child itself, with Python and llama.cpp
+_PROCESS_BYTES: Final = 50_000_000  # the child itself, with Python and llama.cpp
 _GPU_BYTES: Final = 500_000_000  # of each card, for its driver's context
 _LEAST_WINDOW, _WINDOW_STEP = 256, 256  # tokens; llama.cpp rounds a window up to the step
-_MOST_TOKENS: Final = 1 << 31
+_MOST_TOKENS: Final = 1 << 20  # where a header names no window
 
 
 @dataclass(frozen=True, slots=True)

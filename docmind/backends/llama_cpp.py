@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from llama_index.core.llms import LLM
 
+    from docmind.backends.fits import Fit
     from docmind.config import Config
 
 LABEL = "llama.cpp (built in)"
@@ -159,6 +160,41 @@ def _header_of_version(path: Path, _size: int, _changed: int) -> GgufHeader:
     return read_header(path)
 
 
+# Does it fit ----------------------------------------------------------------------------------------------------------
+
+
+def has_gpu_support() -> bool:
+    """Whether the installed llama-cpp-python was built to use a graphics card, told by the libraries it carries."""
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = [Path(folder) / "lib" for folder in (spec.submodule_search_locations or [])] if spec else []
+    kinds = ("cuda", "hip", "vulkan", "metal", "sycl", "musa", "cann", "opencl")
+    return any(next(folder.glob(f"*ggml-{kind}*"), None) is not None for folder in folders for kind in kinds)
+
+
+def fit(config: Config, model: str, options: Mapping[str, Any] | None = None) -> Fit:
+    """Whether a model fits this machine as it is now, with a window and a kind of cache as in `options`.
+
+    Raises:
+        ModelNotFound: No model has that name.
+        ModelDamaged: The file cannot be used.
+        BackendError: An option is unknown or out of range.
+    """
+    from docmind import hardware
+    from docmind.backends.fits import fits, room
+
+    given = checked_options(OPTIONS, options or {})
+    path = _path_of(config, model)
+    header = _usable(path)
+    return fits(
+        header,
+        sum(part.stat().st_size for part in parts(path)),
+        room(hardware.read(), has_gpu_support=has_gpu_support() and given.get("gpu_layers") != 0),
+        window=given.get("context_window"),
+        kv_type=given.get("kv_type", "f16"),
+        flash_attention=given.get("flash_attention"),
+    )
+
+
 # Building -------------------------------------------------------------------------------------------------------------
 
 
@@ -245,8 +281,8 @@ def _usable(path: Path) -> GgufHeader:
 def _refuse_unfit_kv_type(header: GgufHeader, kv_type: str, flash_attention: bool | None) -> None:
     """What llama.cpp would only refuse while it loads, without saying what to do.
 
-    Source: llama_init_from_model and llama_kv_cache in llama.cpp: quantized values are read by flash attention only, and
-    stand in blocks of 32.
+    Source: llama_init_from_model and llama_kv_cache in llama.cpp: quantized values are read by flash attention only,
+    and stand in blocks of 32.
     """
     if kv_type == "f16":
         return
