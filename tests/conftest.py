@@ -39,6 +39,9 @@ def own_data_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DOCMIND_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("DOCMIND_EMBEDDING", raising=False)
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")  # no test asks a server that happens to run
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("DOCMIND_MODEL_CACHES", "0")  # nor lists the models of the developer
+    monkeypatch.delenv("DOCMIND_MODELS", raising=False)
     logger = logging.getLogger("docmind")
     before = logger.propagate, logger.level, logging.raiseExceptions
     yield

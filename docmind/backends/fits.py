@@ -10,8 +10,9 @@ batch: scores of attention and their mask, logits, activations. The 18 is a fit.
 the child that runs the starter, at several windows and types: 2 to 7 % above it (tests/backends/test_fits.py).
 
 *Where the estimate is too high rather than too low*: every layer is counted with the whole window, also those that see
-a sliding window or keep a state; keys and values are counted as they are written in the header, also where a model
-compresses them (MLA); every layer is taken to be as large as the others with the embeddings shared out among them.
+a sliding window, and all as if they kept a state where any does; keys and values are counted as they are written in the
+header, also where a model compresses them (MLA); every layer is taken to be as large as the others, with the embeddings
+shared out among them. Where a header does not even name heads and layers, a rule of thumb stands in, and `Fit` says so.
 What a graphics card needs besides (`_GPU_BYTES`) is an assumption and not measured here.
 
 Knows no backend: where the memory is comes from `docmind.hardware`, what is in a file from `gguf_header`.
@@ -34,6 +35,7 @@ RAM_SHARE: Final = 0.9  # of the memory that is free now
 KV_BYTES: Final = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # of one number
 _BATCH_TOKENS: Final = 128  # as the child reads
 _ACTIVATIONS: Final = 18  # rows of the embedding's length that are alive at once
+_STATE_LENGTH: Final = 128  # numbers a layer with a state keeps for each of twice the embedding; most keep fewer
 _PROCESS_BYTES: Final = 50_000_000  # the child itself, with Python and llama.cpp
 _GPU_BYTES: Final = 500_000_000  # of each card, for its driver's context
 _LEAST_WINDOW, _WINDOW_STEP = 256, 256  # tokens; llama.cpp rounds a window up to the step
@@ -126,6 +128,8 @@ def fits(
     fixed = _PROCESS_BYTES + 4 * _BATCH_TOKENS * (
         (header.vocabulary or 0) + _ACTIVATIONS * (header.embedding_length or 0)
     )
+    if header.is_recurrent:
+        fixed += 4 * (header.layers or 0) * 2 * (header.embedding_length or 0) * _STATE_LENGTH
     per_token = kv_per_token + compute_per_token
 
     def needed(tokens: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import psutil
 import pytest
 
@@ -146,3 +148,11 @@ def test_the_starter_fits_this_machine(config):
     fit = llama_cpp.fit(config, llama_cpp.STARTER)
     assert fit.verdict in ("on_gpu", "in_memory")
     assert llama_cpp.fit(config, llama_cpp.STARTER, {"context_window": 512}).needed_bytes < fit.needed_bytes
+
+
+def test_a_model_that_keeps_a_state_needs_room_for_it():
+    """Whatever the window is."""
+    plain = GgufHeader("x", 8192, None, True, layers=40, embedding_length=4096, heads=32, kv_heads=(8,), key_length=128,
+                       value_length=128, vocabulary=1000)  # fmt: skip
+    state = fits(replace(plain, is_recurrent=True), GB, only_ram(9)).overhead_bytes
+    assert state - fits(plain, GB, only_ram(9)).overhead_bytes == 4 * 40 * 2 * 4096 * 128
