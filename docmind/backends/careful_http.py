@@ -105,8 +105,13 @@ async def read_whole(answer: httpx.Response) -> bytes:
     return bytes(whole)
 
 
-async def read_lines(answer: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+async def read_lines(
+    answer: httpx.Response, most_bytes: int = STREAM_BYTES
+) -> AsyncGenerator[dict[str, Any], None]:
     """The JSON object on each line; empty lines, which only keep a connection open, are left out.
+
+    Args:
+        most_bytes: Of all lines together.
 
     Raises:
         BackendError: A line is too long or no JSON object (`bad_response`), or the stream ends within one
@@ -124,7 +129,7 @@ async def read_lines(answer: httpx.Response) -> AsyncGenerator[dict[str, Any], N
             if line.strip():
                 yield _object(line)
         rest += piece[begin:]
-        if len(rest) > LINE_BYTES or total > STREAM_BYTES:
+        if len(rest) > LINE_BYTES or total > most_bytes:
             raise bad_response("A line of the answer does not end.")
     if rest.strip():
         yield _last_object(bytes(rest))
