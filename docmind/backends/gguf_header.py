@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -92,6 +93,12 @@ def header_of_beginning(beginning: bytes, size_bytes: int, name: str = "") -> Gg
     with _damaged(name), contextlib.suppress(_NotFetched):
         _metadata(reader)
     return _header(reader)
+
+
+def quantization_in_name(name: str) -> str | None:
+    """The quantization that a file's name tells, as makers write it: "…-Q4_K_M.gguf"."""
+    words = re.split(r"[^A-Z0-9_]+", name.upper())
+    return next((kind for kind in _FILE_TYPES.values() if kind in words), None)
 
 
 @contextlib.contextmanager

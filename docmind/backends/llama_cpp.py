@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docmind.backends import NOT_WRITING, Detection, ModelInfo, Option, checked_options
-from docmind.backends.gguf_files import gguf_files, parts
-from docmind.backends.gguf_header import GgufHeader, read_header
+from docmind.backends.gguf_files import GgufFile, gguf_files, parts
+from docmind.backends.gguf_header import GgufHeader, header_of_beginning, quantization_in_name, read_header
 from docmind.backends.llama_cpp_child import lacks_memory
 from docmind.errors import (
     BackendBusy,
@@ -95,6 +95,7 @@ CALL_OPTIONS = tuple(option for option in OPTIONS if option.per_call)
 
 _DEFAULT_WINDOW = 8192  # tokens; more is a choice, for its memory
 _UNKNOWN_WINDOW = 4096  # tokens, for a file that does not say
+_LISTED_BYTES = 64 << 10  # of a file; what a list shows stands in its first kilobytes
 _BATCH_TOKENS = 128  # read at once: what a stop may cost, and what it keeps
 _STOP_SECONDS = 0.8  # then the child is ended, so that a stop takes less than one second in all
 _TEMPLATE_SECONDS = 10.0  # for the chat template and tokens of one call; milliseconds are usual
@@ -124,7 +125,7 @@ def models(config: Config, options: Mapping[str, Any] | None = None) -> tuple[Mo
 
     A file that cannot be used is listed with its `reason`: `model_damaged`, `unreadable`, or `no_text_generation`.
     """
-    return tuple(_info(file.name, file.path) for file in gguf_files(config, _starter()))
+    return tuple(_info(file) for file in gguf_files(config, _starter()))
 
 
 def _starter() -> list[tuple[str, Path]]:
@@ -134,11 +135,13 @@ def _starter() -> list[tuple[str, Path]]:
     return [(STARTER, path) for folder in folders for path in sorted(folder.glob("*.gguf"))][:1]
 
 
-def _info(name: str, path: Path) -> ModelInfo:
+def _info(file: GgufFile) -> ModelInfo:
     """What is known of one model file; a damaged one has a reason."""
+    name, path = file.name, file.path
     try:
         size = sum(part.stat().st_size for part in parts(path))
-        header = _header(path)
+        # What another program keeps is whole, and there may be hundreds: only their first bytes are read for a list.
+        header = _header(path, _LISTED_BYTES if file.place == "cache" else None)
     except ModelDamaged as damaged:
         return ModelInfo(name, None, path.stat().st_size, None, False, path, damaged.reason)
     except FileNotFoundError:
@@ -146,18 +149,22 @@ def _info(name: str, path: Path) -> ModelInfo:
     except OSError:
         return ModelInfo(name, None, None, None, False, path, "unreadable")
     reason = "no_text_generation" if header.architecture in NOT_WRITING else None
-    return ModelInfo(name, header.context_window, size, header.quantization, _is_loaded(path), path, reason)
+    quantization = header.quantization or quantization_in_name(path.name)
+    return ModelInfo(name, header.context_window, size, quantization, _is_loaded(path), path, reason)
 
 
-def _header(path: Path) -> GgufHeader:
-    """The header of a file, read again only when the file has changed."""
+def _header(path: Path, first_bytes: int | None = None) -> GgufHeader:
+    """The header of a file, or what its first bytes say; read again only when the file has changed."""
     status = path.stat()
-    return _header_of_version(path, status.st_size, status.st_mtime_ns)
+    return _header_of_version(path, first_bytes, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=2048)
-def _header_of_version(path: Path, _size: int, _changed: int) -> GgufHeader:
-    return read_header(path)
+def _header_of_version(path: Path, first_bytes: int | None, size: int, _changed: int) -> GgufHeader:
+    if first_bytes is None:
+        return read_header(path)
+    with path.open("rb") as file:
+        return header_of_beginning(file.read(first_bytes), size, path.name)
 
 
 # Does it fit ----------------------------------------------------------------------------------------------------------

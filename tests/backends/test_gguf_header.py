@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from docmind.backends.gguf_header import header_of_beginning, read_header
+from docmind.backends.gguf_header import header_of_beginning, quantization_in_name, read_header
 from docmind.errors import ModelDamaged
 
 
@@ -37,6 +37,16 @@ def test_the_beginning_of_a_file_says_the_same(starter_path):
     assert header_of_beginning(whole[:100], len(whole)).layers is None
     for end in range(4, 3000, 7):
         header_of_beginning(whole[:end], len(whole))
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization"),
+    [("Qwen3-4B-Q4_K_M.gguf", "Q4_K_M"), ("model.q8_0.gguf", "Q8_0"), ("x-bf16.gguf", "BF16"), ("Q4.gguf", None),
+     ("IQ4_XS/x-IQ4_XS-00001-of-00002.gguf", "IQ4_XS"), ("AQ4_0B.gguf", None)],
+)  # fmt: skip
+def test_a_name_may_tell_the_quantization(name, quantization):
+    """Where its place in the header is behind the vocabulary."""
+    assert quantization_in_name(name) == quantization
 
 
 def entries(**values):
