@@ -296,6 +296,20 @@ def test_a_stop_ends_it_within_a_second_and_the_next_time_goes_on(hub, fetch, co
     assert hub.requests[-1][2]["range"].startswith("bytes=")
 
 
+def test_a_hub_that_falls_silent_is_given_up_and_what_came_is_kept(hub, fetch, config, monkeypatch):
+    """After half a minute, for a real one."""
+    monkeypatch.setattr(downloads, "ANSWER_SECONDS", 0.5)
+    hub.faults[NAME] = Fault(hang_after=1_000_000)
+    assert "kept" in failure(fetch, BackendUnavailable).hint
+    assert (config.model_folders[0] / f"{NAME}.part").stat().st_size > 0
+
+
+def test_a_hub_that_is_not_there_is_an_error_with_a_remedy(monkeypatch):
+    """And no wait."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert failure(lambda: downloads.find("maker/tiny", NAME), BackendUnavailable)
+
+
 def test_a_model_is_fetched_once_at_a_time(hub, fetch, config):
     """A second try says so, from wherever it comes."""
     hub.faults[NAME] = Fault(hang_after=1_000_000)
