@@ -45,6 +45,9 @@ def own_data_folder(tmp_path, monkeypatch):
     breaker.forget()  # nor inherits the failures of another
     monkeypatch.setenv("LMSTUDIO_HOST", "127.0.0.1:9")
     monkeypatch.setenv("OPENAI_COMPATIBLE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("DOCMIND_MODEL_CACHES", "0")  # nor lists the models of the developer
+    monkeypatch.delenv("DOCMIND_MODELS", raising=False)
     logger = logging.getLogger("docmind")
     before = logger.propagate, logger.level, logging.raiseExceptions
     yield

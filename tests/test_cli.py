@@ -25,6 +25,7 @@ KEYS = {
     "search": "rank document_id document page start end text score",
     "ask": "answer finished reason sentences citations steps backend model profile fallbacks context timings",
     "backends": "backend label available reason hint url version models",
+    "download": "file model size_bytes sha256 fits",
     "profiles": "name role backend model enabled options source",
     "evaluate": "questions hit@1 hit@3 hit@5 hit@10 mrr ndcg@10 seconds_per_question",
     "doctor": "check ok detail hint",
@@ -552,3 +553,50 @@ def test_a_key_is_not_kept_where_nothing_guards_it(run, run_json, monkeypatch):
         assert run("keys", "forget", "https://api.example.com")[0] == 0
     finally:
         keyring.set_keyring(before)
+# Models from a hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with a small file that begins like a model."""
+    from servers.hub import serve
+    from test_download import CONTENT
+
+    with serve() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        running.add("maker/tiny", "tiny-Q4_K_M.gguf", CONTENT)
+        running.add("maker/tiny", "tiny-Q8_0.gguf", CONTENT)
+        yield running
+
+
+def test_a_repository_is_listed_with_what_fits(run, run_json, hub):
+    """Nothing is fetched."""
+    status, rows, _ = run_json("download", "maker/tiny")
+    assert status == 0
+    assert [row["file"] for row in rows] == ["tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf"]
+    assert all(has_keys(row, "download") for row in rows)
+    assert {row["fits"]["verdict"] for row in rows} <= {"in_memory", "on_gpu"}
+    _, lines, _ = run("download", "maker/tiny")
+    assert "Fits" in lines[1]
+    assert len(hub.asked("files")) == 2  # the beginning of one model, each time
+
+
+def test_a_model_is_downloaded_and_can_be_seen(run, run_json, hub, tmp_path):
+    """Whether it fits comes first, then the steps, then the path; a second time it is there already."""
+    status, rows, _ = run_json("download", "maker/tiny", "q4_k_m")
+    assert status == 0
+    assert rows[0]["fits"]["sentence"]
+    assert rows[-2]["progress"]["done"] == rows[-2]["progress"]["total"] == rows[-1]["size_bytes"]
+    assert rows[-1]["path"] == str(tmp_path / "home" / "models" / "tiny-Q4_K_M.gguf")
+    assert len(rows[-1]["sha256"]) == 64
+    status, lines, err = run("download", f"{hub.url}/maker/tiny/resolve/main/tiny-Q4_K_M.gguf")
+    assert (status, lines[0]) == (0, rows[-1]["path"])
+    assert "Fits" in err
+
+
+def test_a_download_that_fails_says_why(run, hub):
+    """On one line, with the remedy."""
+    status, lines, err = run("download", "maker/tiny", "Q5")
+    assert (status, lines) == (1, [])
+    assert "tiny-Q8_0.gguf" in err
+    assert "Traceback" not in err

@@ -100,6 +100,8 @@ class Backend(Protocol):
     - `delete(config, model, options=None)`: remove a model from the disk.
     - `load(config, model, options=None, *, progress, stop)`: bring a model into memory.
     - `unload(config, model, options=None)`: free its memory.
+    - `fit(config, model, options=None)`: whether a model fits this machine now, a `docmind.backends.fits.Fit`; it only
+      looks.
 
     They are synchronous, report each step by `progress(Progress(…))`, end within a second once `stop` (a
     `threading.Event`) is set, and raise a `BackendError` for what goes wrong.

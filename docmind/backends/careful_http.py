@@ -199,14 +199,19 @@ async def read_whole(answer: httpx.Response) -> bytes:
     return bytes(whole)
 
 
-async def read_lines(answer: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+async def read_lines(
+    answer: httpx.Response, most_bytes: int = STREAM_BYTES
+) -> AsyncGenerator[dict[str, Any], None]:
     """The JSON object on each line; empty lines, which only keep a connection open, are left out.
+
+    Args:
+        most_bytes: Of all lines together.
 
     Raises:
         BackendError: A line is too long or no JSON object (`bad_response`), or the stream ends within one
             (`no_end_marker`).
     """
-    async for line, is_ended in _lines(answer):
+    async for line, is_ended in _lines(answer, most_bytes):
         if line.strip():
             yield json_object(line) if is_ended else _last_object(line)
 
@@ -248,7 +253,9 @@ async def read_events(answer: httpx.Response) -> AsyncGenerator[dict[str, Any], 
         yield _last_object(text)
 
 
-async def _lines(answer: httpx.Response) -> AsyncGenerator[tuple[bytes, bool], None]:
+async def _lines(
+    answer: httpx.Response, most_bytes: int = STREAM_BYTES
+) -> AsyncGenerator[tuple[bytes, bool], None]:
     """Each line, and whether its newline has come: not after the last one.
 
     Raises:
@@ -265,7 +272,7 @@ async def _lines(answer: httpx.Response) -> AsyncGenerator[tuple[bytes, bool], N
             begin = end + 1
             yield line, True
         rest += piece[begin:]
-        if len(rest) > LINE_BYTES or total > STREAM_BYTES:
+        if len(rest) > LINE_BYTES or total > most_bytes:
             raise bad_response("A line of the answer does not end.")
     if rest:
         yield bytes(rest), False

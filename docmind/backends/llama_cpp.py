@@ -18,25 +18,24 @@ This side is thin: it finds models, and is a LlamaIndex `LLM` over the pipe to a
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
-import itertools
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from docmind.backends import NOT_WRITING, Detection, ModelInfo, Option, checked_options
 from docmind.backends.child import Child, Children, physical_cores
-from docmind.backends.gguf_header import GgufHeader, read_header
-from docmind.errors import BackendUnavailable, ModelDamaged, ModelNotFound
+from docmind.backends.gguf_files import GgufFile, gguf_files, parts
+from docmind.backends.gguf_header import GgufHeader, header_of_beginning, quantization_in_name, read_header
+from docmind.errors import BackendError, BackendUnavailable, ModelDamaged, ModelNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llama_index.core.llms import LLM
 
+    from docmind.backends.fits import Fit
     from docmind.config import Config
 
 LABEL = "llama.cpp (built in)"
@@ -49,6 +48,10 @@ OPTIONS: tuple[Option, ...] = (
     Option("threads", int, None, "threads", "Processor cores used; by default all physical ones.", 1, 256),
     Option("gpu_layers", int, -1, "layers", "Layers kept on the GPU, where the installed llama-cpp-python can use "
            "one; -1 for all of them.", -1, 1000),
+    Option("flash_attention", bool, None, "", "Another way to compute attention: less memory for a large window, and "
+           "faster on most GPUs; by default only where `kv_type` needs it."),
+    Option("kv_type", str, "f16", "", "How what was read is kept: q8_0 takes half the memory of f16, q4_0 a quarter, "
+           "and both lose a little precision. Both need flash attention.", choices=("f16", "q8_0", "q4_0")),
     Option("max_tokens", int, 512, "tokens", "The longest answer.", 1, 1 << 20, per_call=True),
     Option("temperature", float, 0.1, "", "0 always takes the likeliest word; higher is more varied.", 0, 5,
            per_call=True),
@@ -71,8 +74,8 @@ CALL_OPTIONS = tuple(option for option in OPTIONS if option.per_call)
 
 _DEFAULT_WINDOW = 8192  # tokens; more is a choice, for its memory
 _UNKNOWN_WINDOW = 4096  # tokens, for a file that does not say
+_LISTED_BYTES = 64 << 10  # of a file; what a list shows stands in its first kilobytes
 _BATCH_TOKENS = 128  # read at once: what a stop may cost, and what it keeps
-_PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 
 class LlamaCppChild(Child):
@@ -110,18 +113,11 @@ def detect(config: Config, options: Mapping[str, Any] | None = None) -> Detectio
 
 
 def models(config: Config, options: Mapping[str, Any] | None = None) -> tuple[ModelInfo, ...]:
-    """The bundled starter and every GGUF in the model folders and one level below, by name.
+    """The bundled starter and every GGUF that `gguf_files` finds.
 
     A file that cannot be used is listed with its `reason`: `model_damaged`, `unreadable`, or `no_text_generation`.
-    Parts of one model are one entry. Of two files with one name the later is called "name (2)".
     """
-    found: list[ModelInfo] = []
-    taken: set[str] = set()
-    for stem, path in [*_starter(), *_files(config)]:
-        name = next(n for n in itertools.chain([stem], (f"{stem} ({i})" for i in itertools.count(2))) if n not in taken)
-        taken.add(name)
-        found.append(_info(name, path))
-    return tuple(found)
+    return tuple(_info(file) for file in gguf_files(config, _starter()))
 
 
 def how_to_get(config: Config, model: str) -> str:
@@ -136,33 +132,13 @@ def _starter() -> list[tuple[str, Path]]:
     return [(STARTER, path) for folder in folders for path in sorted(folder.glob("*.gguf"))][:1]
 
 
-def _files(config: Config) -> list[tuple[str, Path]]:
-    """Name and path of the GGUF files in the model folders; of a model in parts the first."""
-    found: list[tuple[str, Path]] = []
-    for folder in config.model_folders:
-        # A folder that cannot be listed has no models; `*/` follows a link to a folder, but only this one level.
-        with contextlib.suppress(OSError):
-            for path in sorted([*folder.glob("*.gguf"), *folder.glob("*/*.gguf")]):
-                part = _PART.search(path.stem)
-                if path.is_file() and (part is None or int(part[1]) == 1):
-                    found.append((_PART.sub("", path.stem), path))
-    return found
-
-
-def _parts(path: Path) -> list[Path]:
-    """All files of a model of which this is the first."""
-    part = _PART.search(path.stem)
-    if part is None:
-        return [path]
-    stem = _PART.sub("", path.stem)
-    return [path.with_name(f"{stem}-{number:05}-of-{part[2]}.gguf") for number in range(1, min(int(part[2]), 999) + 1)]
-
-
-def _info(name: str, path: Path) -> ModelInfo:
+def _info(file: GgufFile) -> ModelInfo:
     """What is known of one model file; a damaged one has a reason."""
+    name, path = file.name, file.path
     try:
-        size = sum(part.stat().st_size for part in _parts(path))
-        header = _header(path)
+        size = sum(part.stat().st_size for part in parts(path))
+        # What another program keeps is whole, and there may be hundreds: only their first bytes are read for a list.
+        header = _header(path, _LISTED_BYTES if file.place == "cache" else None)
     except ModelDamaged as damaged:
         return ModelInfo(name, None, path.stat().st_size, None, False, path, damaged.reason)
     except FileNotFoundError:
@@ -170,18 +146,57 @@ def _info(name: str, path: Path) -> ModelInfo:
     except OSError:
         return ModelInfo(name, None, None, None, False, path, "unreadable")
     reason = "no_text_generation" if header.architecture in NOT_WRITING else None
-    return ModelInfo(name, header.context_window, size, header.quantization, _children.hold(path), path, reason)
+    quantization = header.quantization or quantization_in_name(path.name)
+    return ModelInfo(name, header.context_window, size, quantization, _children.hold(path), path, reason)
 
 
-def _header(path: Path) -> GgufHeader:
-    """The header of a file, read again only when the file has changed."""
+def _header(path: Path, first_bytes: int | None = None) -> GgufHeader:
+    """The header of a file, or what its first bytes say; read again only when the file has changed."""
     status = path.stat()
-    return _header_of_version(path, status.st_size, status.st_mtime_ns)
+    return _header_of_version(path, first_bytes, status.st_size, status.st_mtime_ns)
 
 
-@lru_cache(maxsize=256)
-def _header_of_version(path: Path, _size: int, _changed: int) -> GgufHeader:
-    return read_header(path)
+@lru_cache(maxsize=2048)
+def _header_of_version(path: Path, first_bytes: int | None, size: int, _changed: int) -> GgufHeader:
+    if first_bytes is None:
+        return read_header(path)
+    with path.open("rb") as file:
+        return header_of_beginning(file.read(first_bytes), size, path.name)
+
+
+# Does it fit ----------------------------------------------------------------------------------------------------------
+
+
+def has_gpu_support() -> bool:
+    """Whether the installed llama-cpp-python was built to use a graphics card, told by the libraries it carries."""
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = [Path(folder) / "lib" for folder in (spec.submodule_search_locations or [])] if spec else []
+    kinds = ("cuda", "hip", "vulkan", "metal", "sycl", "musa", "cann", "opencl")
+    return any(next(folder.glob(f"*ggml-{kind}*"), None) is not None for folder in folders for kind in kinds)
+
+
+def fit(config: Config, model: str, options: Mapping[str, Any] | None = None) -> Fit:
+    """Whether a model fits this machine as it is now, with a window and a kind of cache as in `options`.
+
+    Raises:
+        ModelNotFound: No model has that name.
+        ModelDamaged: The file cannot be used.
+        BackendError: An option is unknown or out of range.
+    """
+    from docmind import hardware
+    from docmind.backends.fits import fits, room
+
+    given = checked_options(OPTIONS, options or {})
+    path = _path_of(config, model)
+    header = _usable(path)
+    return fits(
+        header,
+        sum(part.stat().st_size for part in parts(path)),
+        room(hardware.read(), has_gpu_support=has_gpu_support() and given.get("gpu_layers") != 0),
+        window=given.get("context_window"),
+        kv_type=given.get("kv_type", "f16"),
+        flash_attention=given.get("flash_attention"),
+    )
 
 
 # Building -------------------------------------------------------------------------------------------------------------
@@ -206,6 +221,8 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
         raise BackendUnavailable("llama-cpp-python is not installed.", f"Run: {REINSTALL}", reason="not_installed")
     path = _path_of(config, model)
     header = _usable(path)
+    kv_type = given.get("kv_type", "f16")
+    _refuse_unfit_kv_type(header, kv_type, given.get("flash_attention"))
     trained = header.context_window or _UNKNOWN_WINDOW
     window = max(256, min(trained, given.get("context_window", _DEFAULT_WINDOW)))
     load = {
@@ -214,6 +231,8 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
         "threads": given.get("threads") or physical_cores(),
         "batch": _BATCH_TOKENS,
         "gpu_layers": given.get("gpu_layers", -1),
+        "flash_attention": given.get("flash_attention", kv_type != "f16"),
+        "kv_type": kv_type,
     }
     defaults = {option.name: given.get(option.name, option.default) for option in CALL_OPTIONS}
     # The class is made on first use, so that importing this module does not import LlamaIndex.
@@ -226,14 +245,18 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
 
 def _path_of(config: Config, model: str) -> Path:
     """The file of a model given by name or by path."""
-    found = models(config)
-    for info in found:
+    for info in models(config):
         if info.name == model and info.path is not None:
             return info.path
     if model.endswith(".gguf") and Path(model).expanduser().is_file():
         return Path(model).expanduser().absolute()
-    names = ", ".join(info.name for info in found if info.reason is None) or "none"
-    raise ModelNotFound(
+    raise _not_found(config, model)
+
+
+def _not_found(config: Config, model: str) -> ModelNotFound:
+    """The error that names the models there are."""
+    names = ", ".join(info.name for info in models(config) if info.reason is None) or "none"
+    return ModelNotFound(
         f"There is no model '{model}'.",
         f"There are: {names}. Choose one, or put its GGUF file into {config.model_folders[0]}.",
     )
@@ -241,7 +264,7 @@ def _path_of(config: Config, model: str) -> Path:
 
 def _usable(path: Path) -> GgufHeader:
     """The header of a file that can be used, as far as its header tells."""
-    missing = next((part for part in _parts(path) if not part.is_file()), None)
+    missing = next((part for part in parts(path) if not part.is_file()), None)
     if missing is not None:
         raise ModelDamaged(f"A part of the model is missing: {missing.name}.", f"Put it into {missing.parent}.")
     try:
@@ -257,3 +280,56 @@ def _usable(path: Path) -> GgufHeader:
             reason="no_text_generation",
         )  # fmt: skip
     return header
+
+
+def _refuse_unfit_kv_type(header: GgufHeader, kv_type: str, flash_attention: bool | None) -> None:
+    """What llama.cpp would only refuse while it loads, without saying what to do.
+
+    Source: llama_init_from_model and llama_kv_cache in llama.cpp: quantized values are read by flash attention only,
+    and stand in blocks of 32.
+    """
+    if kv_type == "f16":
+        return
+    if flash_attention is False:
+        raise BackendError(
+            f"'kv_type' {kv_type} needs flash attention.", "Set `flash_attention` to true, or `kv_type` to f16.",
+            reason="invalid_option",
+        )  # fmt: skip
+    if any(length is not None and length % 32 for length in (header.key_length, header.value_length)):
+        raise BackendError(
+            f"This model's heads do not fit 'kv_type' {kv_type}.", "Set `kv_type` to f16.", reason="invalid_option"
+        )
+
+
+# Deleting -------------------------------------------------------------------------------------------------------------
+
+
+def delete(config: Config, model: str, options: Mapping[str, Any] | None = None) -> None:
+    """Remove a model from the person's own folder, with all its parts and the checksums beside them.
+
+    Raises:
+        ModelNotFound: No model has that name.
+        BackendError: It lies elsewhere (`not_own`), or a file cannot be removed (`not_removed`).
+    """
+    file = next((file for file in gguf_files(config, _starter()) if file.name == model), None)
+    if file is None:
+        raise _not_found(config, model)
+    if file.place != "own":
+        where = {"bundled": "comes with DocMind", "shipped": "lies in DocMind's own folder"}
+        raise BackendError(
+            f"{model} {where.get(file.place, 'belongs to another program or folder')}; DocMind removes only what lies "
+            f"in {config.model_folders[0]}.",
+            f"To remove it all the same, delete the file: {file.path}",
+            reason="not_own",
+        )
+    close_unused()  # Windows removes no file that a process has mapped
+    for part in parts(file.path):
+        try:
+            part.unlink(missing_ok=True)
+            part.with_name(part.name + ".sha256").unlink(missing_ok=True)
+        except OSError as error:
+            raise BackendError(
+                f"{part.name} cannot be removed: {error.strerror}.",
+                "Choose another model, so that this one is not in use, then delete it.",
+                reason="not_removed",
+            ) from error

@@ -1,7 +1,7 @@
 """The process that holds a llama.cpp model. Started by `child.py` as `python -m docmind.backends.llama_cpp_child`.
 
-What it is asked and how it replies is told in `child_side.py`; the request that loads also has `batch` and
-`gpu_layers`, and an answer may have a `grammar`.
+What it is asked and how it replies is told in `child_side.py`; the request that loads also has `batch`, `gpu_layers`,
+`flash_attention` and `kv_type`, and an answer may have a `grammar`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # machine or a large model many seconds.
 _PROBE_TOKENS, _WARM_UP_TOKENS, _FAST_PROBE_SECONDS = 16, 128, 0.4
 _WRITING_PROBES = 5
+_KV_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type in ggml.h
 
 
 class Model:
@@ -85,11 +86,17 @@ class Model:
                 n_threads=request["threads"],
                 n_threads_batch=request["threads"],
                 n_gpu_layers=request["gpu_layers"],
+                flash_attn=request["flash_attention"],
+                type_k=_KV_TYPES[request["kv_type"]],
+                type_v=_KV_TYPES[request["kv_type"]],
                 verbose=False,
             )
         except (ValueError, RuntimeError, OSError, AssertionError) as error:
             reason = "out_of_memory" if lacks_memory("\n".join(self._log)) else "model_damaged"
-            raise Refused(reason, f"{error}. {self._last_error()}".strip()) from error
+            if reason == "model_damaged" and request["kv_type"] != "f16" and "context" in str(error):
+                reason = "unsupported"  # the file was read; not every model can keep what it read quantized
+            remedy = " Set kv_type to f16." if reason == "unsupported" else ""
+            raise Refused(reason, f"{error}. {self._last_error()}{remedy}".strip()) from error
         except jinja2.TemplateError as error:
             raise Refused("template_failed", f"The model's chat template is broken: {error}") from error
         except MemoryError as error:

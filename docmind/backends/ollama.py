@@ -31,11 +31,13 @@ from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, Mod
 from docmind.keys import find_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import threading
+    from collections.abc import Callable, Mapping
 
     import httpx
     from llama_index.core.llms import LLM
 
+    from docmind.backends import Progress
     from docmind.config import Config
 
 LABEL = "Ollama"
@@ -146,7 +148,8 @@ def detect(config: Config, options: Mapping[str, Any] | None = None) -> Detectio
     except BackendError as absence:
         where = url or os.environ.get("OLLAMA_HOST")  # also what is no address: people are told where text would go
         return Detection("ollama", LABEL, False, absence.reason, absence.hint, where, None, ())
-    reason, hint = None, _outdated(listing.version)
+    warnings = [_outdated(listing.version), _exposed(url)]
+    reason, hint = None, " ".join(filter(None, warnings)) or None
     if importlib.util.find_spec("ollama") is None:
         reason, hint = "not_installed", f"Run: {INSTALL}"
     elif not any(model.reason is None for model in listing.models):
@@ -174,6 +177,19 @@ def _outdated(version: str | None) -> str | None:
         return None
     oldest = ".".join(map(str, OLDEST_VERSION))
     return f"Ollama {version} has a known security fault: update it to {oldest} or newer, https://ollama.com/download"
+
+
+def _exposed(url: str) -> str | None:
+    """A warning about a server on this machine that others can reach, or None."""
+    from docmind.backends.ollama_models import reachable_at
+
+    address = reachable_at(url)
+    if address is None:
+        return None
+    return (
+        f"Others in your network can use this Ollama too (at {address}), it has no password: unless you want that, "
+        "remove OLLAMA_HOST where Ollama is started, or set it to 127.0.0.1, and start Ollama again."
+    )
 
 
 def _listing(config: Config, url: str, only: str | None = None) -> Listing:
@@ -212,7 +228,8 @@ async def _ask_listing(config: Config, url: str, only: str | None) -> Listing:
             _get(client, "/api/version"), _get(client, "/api/tags"), _get(client, "/api/ps")
         )
         loaded = loaded_windows(running)
-        found = [info for entry in _entries(tags) if (info := _info(entry, loaded)) is not None]
+        memory = _memory(running)
+        found = [info for entry in _entries(tags) if (info := _info(entry, loaded, memory)) is not None]
         at_once = asyncio.Semaphore(_SHOWN_AT_ONCE)
         detailed = await asyncio.gather(
             *(_detailed(client, at_once, info) if only in (None, *names(info.name)) else _same(info) for info in found)
@@ -231,13 +248,25 @@ def loaded_windows(running: dict[str, Any]) -> dict[str, int | None]:
     }
 
 
+def _memory(running: dict[str, Any]) -> dict[str, tuple[int | None, int | None]]:
+    """What each of the models that /api/ps lists takes, in bytes: in all, and of it on graphics cards."""
+    from docmind.backends.careful_http import clean, count
+
+    return {
+        clean(entry.get("model") or entry.get("name")): (count(entry.get("size")), count(entry.get("size_vram")))
+        for entry in _entries(running)
+    }
+
+
 def _entries(answer: dict[str, Any]) -> list[dict[str, Any]]:
     """The entries of a listing that are any."""
     entries = answer.get("models")
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
-def _info(entry: dict[str, Any], loaded: Mapping[str, int | None]) -> ModelInfo | None:
+def _info(
+    entry: dict[str, Any], loaded: Mapping[str, int | None], memory: Mapping[str, tuple[int | None, int | None]]
+) -> ModelInfo | None:
     """A model as /api/tags lists it; None for a name that no model has."""
     from docmind.backends.careful_http import clean, count, plain
 
@@ -247,7 +276,11 @@ def _info(entry: dict[str, Any], loaded: Mapping[str, int | None]) -> ModelInfo 
     details = entry.get("details")
     quantization = plain(clean(details.get("quantization_level")))[:20] if isinstance(details, dict) else ""
     reason = "cloud_model" if entry.get("remote_host") or entry.get("remote_model") else None
-    return ModelInfo(name, None, count(entry.get("size")), quantization or None, name in loaded, reason=reason)
+    in_all, on_gpu = memory.get(name, (None, None))
+    return ModelInfo(
+        name, None, count(entry.get("size")), quantization or None, name in loaded, reason=reason, memory_bytes=in_all,
+        gpu_bytes=on_gpu,
+    )  # fmt: skip
 
 
 async def _detailed(client: httpx.AsyncClient, at_once: asyncio.Semaphore, info: ModelInfo) -> ModelInfo:
@@ -286,6 +319,11 @@ async def _get(client: httpx.AsyncClient, path: str, body: dict[str, Any] | None
     if status >= 400:
         raise refusal(status, str(answer.get("error")), str(client.base_url))
     return answer
+
+
+def is_name(text: str) -> bool:
+    """Whether a model can be called so."""
+    return _NAME.fullmatch(text) is not None
 
 
 def names(name: str) -> tuple[str, str]:
@@ -335,6 +373,76 @@ def refusal(status: int, text: str, url: str) -> BackendError:
             reason="bad_response",
         )
     return BackendError(f"Ollama failed: {said}", "Try again; `ollama ps` and Ollama's log say more.")
+
+
+# What it does with its models -----------------------------------------------------------------------------------------
+
+
+def pull(
+    config: Config,
+    model: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    progress: Callable[[Progress], None],
+    stop: threading.Event,
+) -> None:
+    """Fetch a model from Ollama's library. A stop ends it within a second; the next pull goes on where it ended.
+
+    Args:
+        progress: Called with the bytes of all layers that are known by then together; more may become known.
+
+    Raises:
+        ModelNotFound: Ollama's library has none of that name.
+        BackendUnavailable: The server is not there, or cannot reach the library.
+        BackendError: `disk_full`, `wrong_checksum`, `no_end_marker` (it never said that the model is there), …
+    """
+    from docmind.backends import ollama_models
+
+    ollama_models.pull(config, address((options or {}).get("url")), model, progress, stop)
+
+
+def delete(config: Config, model: str, options: Mapping[str, Any] | None = None) -> None:
+    """Remove a model from the server's disk.
+
+    Raises:
+        BackendUnavailable: The server is not there.
+        ModelNotFound: It has no such model.
+    """
+    from docmind.backends import ollama_models
+
+    ollama_models.delete(config, address((options or {}).get("url")), model)
+
+
+def load(
+    config: Config,
+    model: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    progress: Callable[[Progress], None],
+    stop: threading.Event,
+) -> None:
+    """Bring a model into the server's memory, with the window that a call would have.
+
+    After a stop the server goes on loading: it has no way to be told otherwise.
+
+    Raises:
+        BackendError: As from `build`, or the server cannot load it (`out_of_memory`).
+    """
+    from docmind.backends import ollama_models
+
+    ollama_models.load(build(config, model, options), progress, stop)  # type: ignore[arg-type]  # it is an OllamaLLM
+
+
+def unload(config: Config, model: str, options: Mapping[str, Any] | None = None) -> None:
+    """Free the memory a model takes; one that is answering goes when it has finished.
+
+    Raises:
+        BackendUnavailable: The server is not there.
+        ModelNotFound: It has no such model.
+    """
+    from docmind.backends import ollama_models
+
+    ollama_models.unload(config, address((options or {}).get("url")), model)
 
 
 # Building -------------------------------------------------------------------------------------------------------------

@@ -542,6 +542,47 @@ def test_one_damaged_file_does_not_hide_the_others(shelf, starter_path):
         assert caught.value.hint
 
 
+# How it is loaded
+
+
+def test_flash_attention_and_a_quantized_cache_answer_on_a_processor(config, ask):
+    """The real model; what it was loaded with is what was asked for."""
+    options = {"kv_type": "q8_0", "context_window": 1024, "temperature": 0.0}
+    llm = llama_cpp.build(config, llama_cpp.STARTER, options)
+    assert (llm._child.load["flash_attention"], llm._child.load["kv_type"]) == (True, "q8_0")
+    answered = llm.chat(ask("What is the capital of France? Answer with one word."), max_tokens=12)
+    assert "Paris" in answered.message.content
+    llm.close()
+
+
+def test_a_quantized_cache_without_flash_attention_is_refused(config):
+    """Before a process is started, with what to set."""
+    options = {"kv_type": "q4_0", "flash_attention": False}
+    with pytest.raises(BackendError) as caught:
+        llama_cpp.build(config, llama_cpp.STARTER, options)
+    assert caught.value.reason == "invalid_option"
+    assert "flash_attention" in caught.value.hint
+
+
+def test_a_model_whose_heads_do_not_fit_a_quantized_cache_is_refused(shelf):
+    """Its header says so: they are no multiple of 32 numbers."""
+    from test_download import gguf
+
+    (shelf.home / "models" / "odd.gguf").write_bytes(gguf())
+    with pytest.raises(BackendError) as caught:
+        llama_cpp.build(shelf, "odd", {"kv_type": "q8_0"})
+    assert caught.value.reason == "invalid_option"
+
+
+def test_a_cache_that_only_llama_cpp_refuses_is_an_error_with_a_remedy(config, ask, monkeypatch):
+    """Not every reason is in the header; the file is not called damaged for it."""
+    monkeypatch.setattr(llama_cpp, "_refuse_unfit_kv_type", lambda *_: None)
+    llm = llama_cpp.build(config, llama_cpp.STARTER, {"kv_type": "q8_0", "flash_attention": False})
+    with pytest.raises(BackendError, match="kv_type to f16") as caught:
+        llm.chat(ask("Hi"))
+    assert caught.value.reason == "unsupported"
+
+
 def test_a_file_damaged_behind_its_header_is_an_error_of_the_load(shelf, starter_path, ask):
     """llama.cpp itself refuses it; the child says why."""
     whole = starter_path.read_bytes()

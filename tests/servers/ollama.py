@@ -24,11 +24,11 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from ollama._types import ChatRequest, Message, Options, ShowRequest
+from ollama._types import ChatRequest, DeleteRequest, Message, Options, PullRequest, ShowRequest
 from pydantic import ValidationError
 
 from docmind.backends.child_side import StopStrings
-from tests.servers.http_by_hand import HandServer, running
+from tests.servers.http_by_hand import PATIENCE, HandServer, running
 
 # What Ollama knows and the client's types of this version do not: github.com/ollama/ollama, docs/api.md and
 # docs/modelfile.mdx.
@@ -54,6 +54,9 @@ MODELS = (
     Model("llama3.2:latest", 131_072, 2_000_000_000, architecture="llama", capabilities=("completion", "tools")),
     Model("nomic-embed-text:latest", 2048, 274_000_000, "F16", "nomic-bert", ("embedding",)),
 )
+
+
+LIBRARY = (Model("gemma3:1b", 32_768, 815_000_000, architecture="gemma3"),)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,12 @@ class Server(HandServer):
         self.pace_seconds = pace_seconds
         self.key: str | None = None  # then a request needs "Bearer KEY"
         self.loaded: dict[str, int] = {}  # model → window
+        self.gpu_share = 1.0  # of a loaded model's memory
+        self.library = {model.name: model for model in LIBRARY}  # what can be pulled
+        self.fetched: dict[str, int] = {}  # bytes of layers that are here, by digest
+        # How pulls end: "success", "nothing" (a clean end without it), "silence", "reset", or an error's words.
+        self.pull_end = "success"
+        self.pull_pause_seconds = 0.0  # before each step of a pull
         self._replies: deque[Reply] = deque()
 
     def enqueue(self, *replies):
@@ -114,6 +123,10 @@ class Server(HandServer):
             await connection.whole(200, {"models": [self._running(name) for name in self.loaded]})
         elif (method, path) == ("POST", "/api/show"):
             await self._show(connection, request)
+        elif (method, path) == ("POST", "/api/pull"):
+            await self._pull(connection, request)
+        elif (method, path) == ("DELETE", "/api/delete"):
+            await self._delete(connection, request)
         elif (method, path) == ("POST", "/api/chat"):
             await self._chat(connection, request)
         else:
@@ -121,7 +134,9 @@ class Server(HandServer):
 
     def _running(self, name):
         model = self.models[name]
-        return _tag(model) | {"size_vram": model.size, "context_length": self.loaded[name]}
+        in_all = model.size + 100_000 * self.loaded[name]
+        window = {"context_length": self.loaded[name]}
+        return _tag(model) | {"size": in_all, "size_vram": int(self.gpu_share * in_all)} | window
 
     def _model(self, name):
         return self.models.get(name) or self.models.get(f"{name}:latest")
@@ -144,6 +159,57 @@ class Server(HandServer):
             shown = {"modelfile": "FROM x", "template": "{{ .Prompt }}", "details": _details(model)}
             abilities = {} if model.capabilities is None else {"capabilities": list(model.capabilities)}
             await connection.whole(200, {**shown, "model_info": about, **abilities})
+
+    async def _pull(self, connection, request):
+        if (wrong := _wrong(request, PullRequest, {*PullRequest.model_fields})) is not None:
+            await self._refuse(connection, wrong)
+            return
+        await connection.begin(200, "application/x-ndjson")
+        await connection.line({"status": "pulling manifest"})
+        model = self.library.get(request["model"])
+        if model is None:
+            await connection.line({"error": "pull model manifest: file does not exist"})
+            await connection.end()
+            return
+        for number, total in enumerate((model.size, 12_000, 500)):
+            digest = f"sha256:{number:064x}"
+            step = max(1, total // 10)
+            while True:
+                done = min(total, self.fetched.get(digest, 0))
+                event = {"status": f"pulling {digest[7:19]}", "digest": digest, "total": total}
+                await connection.line(event | ({"completed": done} if done else {}))
+                if done == total:
+                    break
+                if number == 0 and done >= total // 2 and self.pull_end != "success":
+                    await self._fail_pull(connection)
+                    return
+                await asyncio.sleep(self.pull_pause_seconds)
+                self.fetched[digest] = done + step
+        for status in ("verifying sha256 digest", "writing manifest", "removing unused layers", "success"):
+            if status == "success":
+                self.models[model.name] = model
+            await connection.line({"status": status})
+        await connection.end()
+
+    async def _fail_pull(self, connection):
+        if self.pull_end == "reset":
+            connection.writer.transport.abort()
+        elif self.pull_end == "silence":
+            await asyncio.sleep(PATIENCE)
+        else:
+            if self.pull_end != "nothing":
+                await connection.line({"error": self.pull_end})
+            await connection.end()
+
+    async def _delete(self, connection, request):
+        if (wrong := _wrong(request, DeleteRequest, {*DeleteRequest.model_fields})) is not None:
+            await self._refuse(connection, wrong)
+        elif (model := self._model(request["model"])) is None:
+            await connection.whole(404, {"error": f"model '{request['model']}' not found"})
+        else:
+            del self.models[model.name]
+            self.loaded.pop(model.name, None)
+            await connection.whole(200, b"")
 
     async def _chat(self, connection, request):
         if (wrong := _wrong_chat(request)) is not None:
@@ -168,7 +234,7 @@ class Server(HandServer):
 
     async def _load(self, model, request):
         """Load the model, if it is not there with this window."""
-        window = request["options"]["num_ctx"]
+        window = (request.get("options") or {}).get("num_ctx", 4096)
         unload = not request.get("messages") and _seconds(request.get("keep_alive")) == 0
         if unload:
             self.loaded.pop(model.name, None)
@@ -362,7 +428,8 @@ def _wrong_chat(request):
     options = request.get("options") or {}
     if unknown := set(options) - OPTION_NAMES:
         return f"unknown options {sorted(unknown)}"
-    if "num_ctx" not in options:
+    is_unloading = not request.get("messages") and _seconds(request.get("keep_alive")) == 0
+    if "num_ctx" not in options and not is_unloading:
         return "num_ctx is not said: the server's default would cut the prompt"
     for message in request.get("messages") or []:
         if unknown := set(message) - {*Message.model_fields}:
@@ -414,14 +481,15 @@ def _tag(model):
 
 
 @contextlib.contextmanager
-def serve(models=MODELS, *, port=0, strict=True, **settings):
+def serve(models=MODELS, *, host="127.0.0.1", port=0, strict=True, **settings):
     """A running server, until the block ends.
 
     Args:
+        host: Where it listens; its `url` is the loopback address all the same.
         strict: Fail at the end over a request that a real server would have misunderstood.
         settings: As for `Server`.
     """
-    with running(Server(models, **settings), port=port, strict=strict) as server:
+    with running(Server(models, **settings), host=host, port=port, strict=strict) as server:
         yield server
 
 
