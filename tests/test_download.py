@@ -58,7 +58,8 @@ def fetch(config):
             if progress:
                 progress(told)
 
-        return downloads.download(config, downloads.find(config, source, file), progress=step, stop=stop or threading.Event())
+        model = downloads.find(config, source, file)
+        return downloads.download(config, model, progress=step, stop=stop or threading.Event())
 
     return fetch
 
