@@ -15,9 +15,9 @@ from pages.parts import frame
 from pages.parts.safe import plain
 
 WORDS: Final = {
-    "this device": (":green[●] on this device", "Questions and documents do not leave this machine."),
-    "your network": (":orange[●] on your network: {host}", "Questions and passages are sent to this machine."),
-    "the internet": (":red[●] on the internet: {host}", "Questions and passages are sent to this address."),
+    "this device": ":green[●] on this device",
+    "your network": ":orange[●] on your network: {host}",
+    "the internet": ":red[●] on the internet: {host}",
 }
 
 
@@ -29,13 +29,14 @@ def draw_place(url: str | None) -> None:
         frame.show_error(error)
         return
     place, host = where_text_goes(url)
-    words, explained = WORDS[place]
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", key="place"):
-        st.caption(words.format(host=plain(host, limit=60)), help=explained, width="content")
+    with st.container(
+        horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", gap="small", key="place"
+    ):
+        st.caption(WORDS[place].format(host=plain(host, limit=60)), width="content")
         st.session_state["local_only"] = settings.local_only  # another tab, or the command line, may have changed it
         st.toggle(
             "Local only", key="local_only", on_change=_switch,
-            help="Nothing is asked or sent beyond this device, whatever is chosen or allowed.",
+            help="Nothing of you leaves this device, whatever is chosen or allowed.",
         )  # fmt: skip
     if url is not None and place != "this device":
         _draw_consent(settings, url, host)
