@@ -91,6 +91,16 @@ class Progress:
     unit: str = "bytes"  # or "%"
 
 
+# Until when words of a server must come, among the options of every backend that has one (`served_llm.Deadlines`).
+DEADLINES: tuple[Option, ...] = (
+    Option("first_token_seconds", float, 300.0, "seconds", "The longest wait for the first word; loading a large model "
+           "takes minutes.", 1, 86_400, per_call=True),
+    Option("idle_seconds", float, 60.0, "seconds", "The longest wait between two words.", 1, 86_400, per_call=True),
+    Option("total_seconds", float, None, "seconds", "The longest answer in time; by default without limit.", 1, 86_400,
+           per_call=True),
+)  # fmt: skip
+
+
 class Backend(Protocol):
     """The names a backend module has.
 

@@ -24,9 +24,9 @@ import os
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from docmind.backends import Detection, ModelInfo, Option, Progress, checked_options
+from docmind.backends import DEADLINES, Detection, ModelInfo, Option, Progress, checked_options
+from docmind.backends.places import server_address
 from docmind.errors import BackendError, BackendUnavailable, ModelNotFound
 
 if TYPE_CHECKING:
@@ -66,11 +66,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("repeat_penalty", float, 1.0, "", "Above 1 the model repeats itself less, and quotes less exactly.", 0.1, 5,
            per_call=True),
     Option("stop", list, None, "texts", "The answer ends in front of any of these.", per_call=True),
-    Option("first_token_seconds", float, 300.0, "seconds", "The longest wait for the first word; loading a large model "
-           "takes minutes.", 1, 86_400, per_call=True),
-    Option("idle_seconds", float, 60.0, "seconds", "The longest wait between two words.", 1, 86_400, per_call=True),
-    Option("total_seconds", float, None, "seconds", "The longest answer in time; by default without limit.", 1, 86_400,
-           per_call=True),
+    *DEADLINES,
 )  # fmt: skip
 
 CALL_OPTIONS = tuple(option for option in OPTIONS if option.per_call)
@@ -93,32 +89,12 @@ _QUANTIZATION = re.compile(r"(?<![a-z0-9])(i?q\d(?:_[a-z0-9]+)*|bf16|f16|f32|mxf
 
 
 def address(given: str) -> str:
-    """The server's address from a host, host:port or URL; ws:// means http://.
-
-    0.0.0.0 and [::] are what a server listens on; asking it means this machine. Without a scheme the port is 1234, with
-    one it is the scheme's.
+    """The server's address from a host, host:port or URL.
 
     Raises:
         BackendError: It is no address (`invalid_option`).
     """
-    said = given.strip().strip("\"'")
-    scheme, separator, rest = said.partition("://")
-    if not separator:
-        scheme, rest = "http", said
-    scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)
-    try:
-        parts = urlsplit(f"{scheme}://{rest}")
-        host, port = parts.hostname, parts.port
-    except ValueError:  # a port that is no number, or an open bracket
-        host, port, parts = None, None, urlsplit("")
-    if scheme not in ("http", "https") or not (host or rest.startswith(":")):
-        raise BackendError(
-            f"'{said[:200]}' is no address.", f"Write it as http://127.0.0.1:{USUAL_PORT}.", reason="invalid_option"
-        )
-    usual = {"http": 80, "https": 443}[scheme] if separator else USUAL_PORT
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host or "", host or "127.0.0.1")
-    host = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{host}:{port or usual}{parts.path.rstrip('/')}"
+    return server_address(given, USUAL_PORT)
 
 
 def _said(options: Mapping[str, Any] | None) -> str | None:

@@ -23,10 +23,9 @@ import os
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from docmind.backends import NOT_WRITING, Detection, ModelInfo, Option, checked_options
-from docmind.backends.places import where_text_goes
+from docmind.backends import DEADLINES, NOT_WRITING, Detection, ModelInfo, Option, checked_options
+from docmind.backends.places import server_address, where_text_goes
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
 from docmind.keys import find_key
 
@@ -75,15 +74,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("seed", int, None, "", "The same number repeats an answer, but for rounding; by default a new one.", 0,
            (1 << 31) - 1, per_call=True),
     Option("stop", list, None, "texts", "The answer ends in front of any of these.", per_call=True),
-    Option("first_token_seconds", float, 300.0, "seconds", "The longest wait for the first word; loading a large model "
-           "takes minutes.", 1, 86_400, per_call=True),
-    Option("idle_seconds", float, 60.0, "seconds", "The longest wait between two words.", 1, 86_400, per_call=True),
-    Option("total_seconds", float, None, "seconds", "The longest answer in time; by default without limit.", 1, 86_400,
-           per_call=True),
+    *DEADLINES,
 )  # fmt: skip
 
 CALL_OPTIONS = tuple(option for option in OPTIONS if option.per_call)
 
+USUAL_PORT = 11434
 DEFAULT_WINDOW = 8192  # tokens; more is a choice, for its memory
 UNKNOWN_WINDOW = 4096  # tokens, for a model that does not say
 CONNECT_SECONDS = 0.8  # a server that is there accepts in milliseconds, also across a house
@@ -101,30 +97,12 @@ _DURATION = re.compile(r"-?\d+(\.\d+)?(ns|us|ms|s|m|h)?([\d.]+(ns|us|ms|s|m|h))*
 def address(given: str | None = None) -> str:
     """The server's address: what was given, else OLLAMA_HOST as Ollama reads it, else the usual one.
 
-    OLLAMA_HOST may be a host, host:port or a URL. 0.0.0.0 and [::] are what a server listens on; asking it means this
-    machine. Without a scheme the port is 11434, with one it is the scheme's.
     Source: envconfig.Host in https://github.com/ollama/ollama/blob/main/envconfig/config.go
 
     Raises:
         BackendError: It is no address (`invalid_option`).
     """
-    said = (given or os.environ.get("OLLAMA_HOST") or "").strip().strip("\"'")
-    scheme, separator, rest = said.partition("://")
-    if not separator:
-        scheme, rest = "http", said
-    try:
-        parts = urlsplit(f"{scheme}://{rest}")
-        host, port = parts.hostname, parts.port
-    except ValueError:  # a port that is no number, or an open bracket
-        host, port, parts = None, None, urlsplit("")
-    if scheme not in ("http", "https") or (rest and host is None and not rest.startswith(":")):
-        raise BackendError(
-            f"'{said[:200]}' is no address.", "Write it as http://127.0.0.1:11434.", reason="invalid_option"
-        )
-    usual = {"http": 80, "https": 443}[scheme] if separator else 11434
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host or "", host or "127.0.0.1")
-    host = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{host}:{port or usual}{parts.path.rstrip('/')}"
+    return server_address(given or os.environ.get("OLLAMA_HOST") or "", USUAL_PORT)
 
 
 # What is there --------------------------------------------------------------------------------------------------------

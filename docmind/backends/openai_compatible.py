@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from docmind.backends import Detection, ModelInfo, Option, checked_options
+from docmind.backends import DEADLINES, Detection, ModelInfo, Option, checked_options
 from docmind.backends.openai_compatible_presets import OTHER, PRESETS, Preset
 from docmind.backends.places import where_text_goes
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
@@ -64,11 +64,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("grammar", str, None, "GBNF", "The answer has this form (llama.cpp's grammars/README.md); llama-server "
            "only.", per_call=True),
     Option("stop", list, None, "texts", "The answer ends in front of any of these.", per_call=True),
-    Option("first_token_seconds", float, 300.0, "seconds", "The longest wait for the first word; loading a large model "
-           "takes minutes.", 1, 86_400, per_call=True),
-    Option("idle_seconds", float, 60.0, "seconds", "The longest wait between two words.", 1, 86_400, per_call=True),
-    Option("total_seconds", float, None, "seconds", "The longest answer in time; by default without limit.", 1, 86_400,
-           per_call=True),
+    *DEADLINES,
 )  # fmt: skip
 
 CALL_OPTIONS = tuple(option for option in OPTIONS if option.per_call)
