@@ -25,7 +25,7 @@ from docmind.events import FellBack, ModelWaiting, Phase, StepFinished, StepStar
 from docmind.follow_up import standalone
 from docmind.history import History, Turn
 from docmind.parse.boxes import boxes_for
-from docmind.profiles import Profile
+from docmind.profiles import AUTO, Profile
 from docmind.prompts import ANSWER_GRAMMAR, NO_ANSWER, NOT_IN_DOCUMENTS, REACT, direct_messages, observation_text
 from docmind.tools import Reading
 from docmind.transcript import answer_so_far, read_step, without_partial_tag, without_thinking
@@ -65,6 +65,8 @@ class Answer:
         nearest: When the documents do not answer, the passages that came closest.
         fallbacks: Models that gave up, and those that went on.
         attempts: What they had written.
+        choice: What `auto` came to and why; None where nothing was to be chosen.
+        settings_left_out: Settings of the profile that the backend has nothing for, or that its server refused.
     """
 
     text: str
@@ -85,6 +87,8 @@ class Answer:
     asked: str = ""
     fallbacks: tuple[dict[str, Any], ...] = ()
     attempts: tuple[dict[str, Any], ...] = ()
+    choice: str | None = None
+    settings_left_out: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The answer as `docmind ask --json` prints it."""
@@ -104,6 +108,8 @@ class Answer:
             "backend": self.backend,
             "model": self.model,
             "profile": self.profile,
+            "choice": self.choice,
+            "settings_left_out": list(self.settings_left_out),
             "run": self.run_id,
             "chat": self.chat_id,
             "fallbacks": list(self.fallbacks),
@@ -133,6 +139,7 @@ class _Work:
     turns: list[Turn] = field(default_factory=list)  # of the chat, before this one
     before: History = field(default_factory=History)  # of these what the model is given
     profile: Profile | None = None
+    choice: str | None = None
     model: ModelInfo | None = None
     hits: list[Hit] = field(default_factory=list)  # of the first search
     raw: str = ""
@@ -226,7 +233,10 @@ def _to_its_end(work: _Work, begin: Callable[[], Iterator[AnswerEvent]]) -> Iter
 
 def _chosen(work: _Work, profile: str | None, backend: str | None, model: str | None) -> Profile:
     """The profile to begin with."""
-    work.profile = routing.choose(work.library.config, profile, backend, model)
+    config = work.library.config
+    work.profile = routing.choose(config, profile, backend, model)
+    if work.profile.backend == AUTO:
+        work.choice = routing.resolve(config, work.profile).words
     return work.profile
 
 
@@ -324,7 +334,7 @@ def _fall_back(work: _Work, before: Profile, after: Profile, error: BackendError
 
 
 def _named(profile: Profile) -> str:
-    return f"{profile.backend} · {profile.model}"
+    return f"{profile.backend} · {profile.model or profile.name}"
 
 
 # An answer that was cut -------------------------------------------------------------------------------------------
@@ -349,7 +359,7 @@ def _ask_on(
     work = _Work(
         library, question, run_id, chat, message.message_id, stop, now, reading, query=turn.query, asked=turn.asked,
         raw=message.text, shown=message.text, kept_at=now, fallbacks=list(details.get("fallbacks") or []),
-        attempts=list(details.get("attempts") or []),
+        attempts=list(details.get("attempts") or []), choice=details.get("choice"),
     )  # fmt: skip
     yield TextDelta(message.text)  # it is read on the screen already
     # With the model that wrote it, and no other: never two in one text.
@@ -600,6 +610,8 @@ def _finish(work: _Work) -> Answer | None:
             backend=profile.backend,
             model=model.name,
             profile=profile.name,
+            choice=work.choice,
+            settings_left_out=routing.all_left_out(profile, receipt),
             run_id=work.run_id,
             chat_id=work.chat,
             context={

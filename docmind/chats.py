@@ -109,6 +109,7 @@ def finish(library: Library, message_id: int, answer: Answer, error: DocMindErro
         "asked": answer.asked, "fallbacks": answer.fallbacks, "attempts": answer.attempts,
         "backend": answer.backend, "model": answer.model, "profile": answer.profile,
         "context": answer.context, "timings": answer.timings,
+        "choice": answer.choice, "settings_left_out": answer.settings_left_out,
         # Where they are, not what they say: that goes with the document.
         "nearest": [{key: value for key, value in near.items() if key != "text"} for near in answer.nearest],
     }  # fmt: skip

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -19,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from docmind.config import Config, load_config
 from docmind.errors import DocMindError, SettingsError
-from docmind.wording import DOING, counted, step_line, waiting_line
+from docmind.wording import DOING, counted, left_out_words, step_line, waiting_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
     from docmind.answer import Answer
+    from docmind.backends import Progress
+    from docmind.backends.fits import Room
     from docmind.ingest import FileResult
     from docmind.library import Document
 
@@ -114,9 +117,25 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("backends", _backends, "show which models can be used")
     sub.add_argument("--all", action="store_true", help="also those that are not available")
 
-    sub = command("profiles", _profiles, "list the model profiles, or show one")
-    sub.add_argument("action", nargs="?", choices=("list", "show"), default="list")
-    sub.add_argument("name", nargs="?", metavar="NAME")
+    sub = command("download", _download, "fetch a GGUF model from a hub, after saying whether it fits this machine")
+    sub.add_argument("source", metavar="REPOSITORY", help="owner/name on the hub, or the https address of a .gguf file")
+    sub.add_argument("file", nargs="?", metavar="FILE", help="its name or a part of it, like Q4_K_M; none: list them")
+    sub.add_argument("--anyway", action="store_true", help="also a model that is too large for this machine")
+
+    sub = command("profiles", _profiles, "list the model profiles; show, save, remove or test one")
+    sub.add_argument(
+        "action", nargs="?", choices=("list", "show", "save", "remove", "test"), default="list", metavar="ACTION",
+        help="list, show, save, remove or test (default: list)",
+    )  # fmt: skip
+    sub.add_argument("name", nargs="?", type=_text, metavar="NAME")
+    sub.add_argument("--backend", metavar="NAME", help="save: the backend, or auto")
+    sub.add_argument("--model", type=_text, metavar="NAME", help="save: the model")
+    sub.add_argument(
+        "--set", action="append", default=[], type=_text, metavar="KEY=VALUE", dest="settings",
+        help="save: any other key of docs/profiles.md; options.NAME=VALUE for one of the backend",
+    )  # fmt: skip
+    sub.add_argument("--from", metavar="NAME", dest="origin", help="save: begin with a copy of this profile")
+    sub.add_argument("--overwrite", action="store_true", help="save: replace one of your own of that name")
 
     sub = command("settings", _settings, "show who may be sent text, or change it")
     sub.add_argument("action", nargs="?", choices=("show", "allow", "forbid", "local-only"), default="show")
@@ -402,14 +421,16 @@ def _print_proof(answer: Answer) -> None:
     if left_out:
         figures.append(f"{counted(len(left_out), 'passage')} left out")
     _print("\n" + " · ".join(figures), file=sys.stderr)
+    if answer.choice:
+        _print(answer.choice, file=sys.stderr)
+    if answer.settings_left_out:
+        _print(left_out_words(answer.settings_left_out, answer.backend) + ".", file=sys.stderr)
 
 
 def _backends(arguments: argparse.Namespace) -> int:
-    from docmind.backends import REGISTRY, backend
+    from docmind.detection import PATIENT_SECONDS, detect_all
 
-    config = _config(arguments)
-    for name in REGISTRY:
-        found = backend(name).detect(config)
+    for found in detect_all(_config(arguments), wait_seconds=PATIENT_SECONDS):
         if not found.available and not arguments.all and not arguments.json:
             continue
         if arguments.json:
@@ -432,26 +453,95 @@ def _backends(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _profiles(arguments: argparse.Namespace) -> int:
-    from docmind.profiles import find_profile, load_profiles
+def _download(arguments: argparse.Namespace) -> int:
+    from docmind import download as downloads
+    from docmind import hardware
+    from docmind.backends import llama_cpp
+    from docmind.backends.fits import fits, room
 
     config = _config(arguments)
-    show = arguments.action == "show"
-    profiles = [find_profile(config, arguments.name)] if show else load_profiles(config)
-    for profile in profiles:
+    here = room(hardware.read(), has_gpu_support=llama_cpp.has_gpu_support())
+    if arguments.file is None and "://" not in arguments.source:
+        return _list_hub(config, arguments, here)
+    model, header = downloads.look(config, downloads.find(config, arguments.source, arguments.file))
+    fit = fits(header, model.size_bytes or 0, here)
+    if arguments.json:
+        _print_json({"file": model.files[0].name, "size_bytes": model.size_bytes, "fits": asdict(fit)})
+    else:
+        _print(f"{model.name} · {(model.size_bytes or 0) / 1e9:.1f} GB\n{fit.sentence}", file=sys.stderr)
+    if fit.verdict == "too_large" and fit.largest_window is None and not arguments.anyway:
+        raise DocMindError(
+            f"{model.name} was not fetched: it is too large for this machine.",
+            "Choose a smaller one, or fetch it all the same with --anyway.",
+            reason="out_of_memory",
+        )
+
+    def show(progress: Progress) -> None:
         if arguments.json:
-            row = asdict(profile)
-            first = {name: row.pop(name) for name in ("name", "role", "backend", "model", "enabled")}
-            source = row.pop("source")
-            _print_json({**first, "options": {**row, **row.pop("options")}, "source": source})
-        elif show:
-            for name, value in asdict(profile).items():
-                _print(f"{name:18} {value if value not in (None, '', (), {}) else '–'}")
+            _print_json({"progress": {"doing": progress.doing, "done": progress.done, "total": progress.total}})
         else:
-            state = "" if profile.enabled else " · off"
-            _print(f"{profile.name:12} {profile.role:10} {profile.backend} · {profile.model}{state}")
-            _print(f"{'':12} {profile.description}")
+            share = f" · {100 * progress.done / progress.total:.0f} %" if progress.total else ""
+            _status(f"{progress.doing} {progress.done / 1e6:,.0f} MB{share}")
+
+    with _interrupt_sets_event() as stop:
+        path = downloads.download(config, model, progress=_at_most_every(0.2, show), stop=stop)
+    if path is None:
+        _print("Stopped. What came is kept: the same command goes on from there.", file=sys.stderr)
+        return 130
+    sha256 = downloads.remembered_sha256(path)
+    if arguments.json:
+        _print_json({"path": str(path), "size_bytes": model.size_bytes, "sha256": sha256, "model": model.name})
+    else:
+        _print(f"{path}\nSHA-256 {sha256}" + ("" if model.files[0].sha256 else " (the source named none to compare)"))
+        _print(f'Use it: docmind ask --backend llama.cpp --model "{model.name}" "…"')
     return 0
+
+
+def _list_hub(config: Config, arguments: argparse.Namespace, here: Room) -> int:
+    """The models of a repository; whether they fit is told from the header of one, since the others differ in size."""
+    from docmind import download as downloads
+    from docmind.backends.fits import fits
+
+    models = downloads.models_of(config, arguments.source)
+    header = downloads.look(config, models[0])[1] if models else None
+    for model in models:
+        fit = fits(header, model.size_bytes, here) if header is not None and model.size_bytes else None
+        if arguments.json:
+            row = {"file": model.files[0].name, "model": model.name, "size_bytes": model.size_bytes}
+            _print_json({**row, "sha256": model.files[0].sha256, "fits": None if fit is None else asdict(fit)})
+        else:
+            size = f"{model.size_bytes / 1e9:.1f} GB" if model.size_bytes else "size unknown"
+            _print(f"{model.files[0].name} · {size}\n    {fit.sentence if fit else ''}".rstrip())
+    if not models:
+        _print(f"{arguments.source} has no GGUF file.", file=sys.stderr)
+    return 0 if models else 1
+
+
+def _at_most_every(seconds: float, show: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """The same, called less often; the last step is always shown."""
+    shown_at = 0.0
+
+    def sometimes(progress: Progress) -> None:
+        nonlocal shown_at
+        if progress.done == progress.total or time.monotonic() - shown_at >= seconds:
+            shown_at = time.monotonic()
+            show(progress)
+
+    return sometimes
+
+
+def _profiles(arguments: argparse.Namespace) -> int:
+    from docmind import cli_profiles
+
+    with _interrupt_sets_event() as stop:
+        for said in cli_profiles.run(_config(arguments), arguments, stop):
+            if said.is_passing:
+                _status(said.text)
+            elif arguments.json:
+                _print_json(said.row or {})
+            else:
+                _print(said.text)
+        return 130 if stop.is_set() else 0
 
 
 def _settings(arguments: argparse.Namespace) -> int:

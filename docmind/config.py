@@ -29,6 +29,8 @@ class Config:
     parse_cpu_seconds_per_page: float = 0.5  # added to the above for each page
     parse_stall_seconds: float = 120.0  # wall time without a page and without CPU use (a dead network drive)
     parse_files_per_worker: int = 50  # a parsing process is replaced after so many files
+    named_model_folders: tuple[Path, ...] = ()  # that the person named, searched for GGUF files after `models`
+    has_model_caches: bool = False  # whether GGUF files that other programs fetched are listed too
 
     @property
     def database(self) -> Path:
@@ -47,7 +49,7 @@ class Config:
 
     @property
     def model_folders(self) -> tuple[Path, ...]:
-        """Folders searched for GGUF files, the person's own first."""
+        """The person's own folder for models and profiles, and the one that comes with the program."""
         return (self.home / "models", Path(__file__).parent.parent / "models")
 
 
@@ -62,5 +64,14 @@ def default_home() -> Path:
 
 
 def load_config(home: str | Path | None = None) -> Config:
-    """The configuration for a data folder; `home` wins over `DOCMIND_HOME`."""
-    return Config(home=(Path(home).expanduser() if home else default_home()).absolute())
+    """The configuration for a data folder; `home` wins over `DOCMIND_HOME`.
+
+    `DOCMIND_MODELS` names more folders with GGUF files, separated as in PATH; `DOCMIND_MODEL_CACHES=0` leaves out those
+    that other programs fetched.
+    """
+    named = os.environ.get("DOCMIND_MODELS", "").split(os.pathsep)
+    return Config(
+        home=(Path(home).expanduser() if home else default_home()).absolute(),
+        named_model_folders=tuple(Path(folder).expanduser().absolute() for folder in named if folder.strip()),
+        has_model_caches=os.environ.get("DOCMIND_MODEL_CACHES", "1") != "0",
+    )

@@ -90,9 +90,9 @@ def _embedding() -> Check:
 
 
 def _models(config: Config) -> Check:
-    from docmind.backends import REGISTRY, backend
+    from docmind.detection import PATIENT_SECONDS, detect_all
 
-    found = [backend(name).detect(config) for name in REGISTRY]
+    found = detect_all(config, max_age_seconds=0, wait_seconds=PATIENT_SECONDS)
     there = [f"{d.label} {d.version or ''} with {len(d.models)} models" for d in found if d.available]
     if there:
         return Check("models", True, ", ".join(there))
@@ -102,9 +102,13 @@ def _models(config: Config) -> Check:
 
 
 def _profiles(config: Config) -> Check:
+    from docmind import routing
     from docmind.profiles import load_profiles
 
-    return Check("profiles", True, ", ".join(f"{p.name} ({p.source})" for p in load_profiles(config)))
+    profiles = load_profiles(config)
+    for profile in profiles:
+        routing.check(profile)
+    return Check("profiles", True, ", ".join(f"{p.name} ({p.source})" for p in profiles))
 
 
 def _answering(config: Config) -> Check:
@@ -113,7 +117,8 @@ def _answering(config: Config) -> Check:
     from docmind.backends import backend
     from docmind.profiles import find_profile
 
-    profile = find_profile(config)
+    profile = routing.with_fallbacks(config, find_profile(config))[0]
+    routing.find_model(config, profile)
     llm: Any = backend(profile.backend).build(config, profile.model, routing.options(profile))
     try:
         llm.warm_up()

@@ -1,18 +1,29 @@
-"""Which model answers, and which goes on when it cannot. Knows profiles and backends, no documents."""
+"""Which model answers, and which goes on when it cannot; what a backend makes of a profile's settings.
+
+Knows profiles and backends, no documents.
+"""
 
 from __future__ import annotations
 
+import difflib
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
-from docmind.backends import REGISTRY
+from docmind.backends import REGISTRY, checked_options
 from docmind.backends import backend as find_backend
+from docmind.backends.places import is_allowed, where_text_goes
+from docmind.detection import PATIENT_SECONDS, detect_all
 from docmind.errors import BackendUnavailable, ModelNotFound, ProfileError
-from docmind.profiles import Profile, find_profile
+from docmind.profiles import AUTO, Profile, find_profile
+from docmind.settings import read_settings
+from docmind.wording import absence_words
 
 if TYPE_CHECKING:
-    from docmind.backends import ModelInfo
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from docmind.backends import Detection, ModelInfo
     from docmind.config import Config
     from docmind.errors import DocMindError
 
@@ -23,6 +34,13 @@ NOT_BY_ANOTHER: Final = frozenset(
     {"backend_unknown", "busy", "closed", "empty_prompt", "invalid_grammar", "invalid_option", "model_missing",
      "unknown_option", "unsupported"}
 )  # fmt: skip
+# Settings of a profile that go with a call, and what backends call them.
+ARGUMENTS: Final = {
+    "max_output_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "stop": "stop",
+    "first_token_seconds": "first_token_seconds", "idle_seconds": "idle_seconds", "total_seconds": "total_seconds",
+}  # fmt: skip
+RECENT_SECONDS: Final = 3.0  # before it is said that there is nothing, backends are asked anew unless just asked
+_UNSET: Final = Profile("", "")
 
 
 def choose(config: Config, profile: str | None, backend: str | None, model: str | None) -> Profile:
@@ -36,28 +54,37 @@ def choose(config: Config, profile: str | None, backend: str | None, model: str 
     found = find_profile(config, profile)
     if (backend or found.backend, model or found.model) == (found.backend, found.model):
         return found
-    if backend is not None and backend != found.backend and model is None:
+    if backend not in (None, AUTO, found.backend) and model is None:
         raise ProfileError(
             f"Which model of {backend}?", "Name it with --model; `docmind backends` lists them.", reason="model_missing"
         )
     same = (backend or found.backend) == found.backend
     settings = found if profile is not None else Profile("", found.backend, found.model)
+    if profile is not None and found.backend == AUTO and model is not None and not same:  # what it came to, or may
+        own = found.options.get(backend or "", {})
+        return replace(found, backend=backend or AUTO, model=model, models={}, options=own)
     return replace(
-        settings, name="", backend=backend or found.backend, model=model or found.model,
+        settings, name="", backend=backend or found.backend,
+        model=model or ("" if backend == AUTO else found.model), models={},
         options=settings.options if same else {},
     )  # fmt: skip
 
 
 def with_fallbacks(config: Config, profile: Profile) -> list[Profile]:
-    """The profile, then those it names to go on with; one that is missing, broken or switched off is left out."""
-    route = [profile]
+    """The profile, then those it names to go on with; one that is missing, broken or switched off is left out.
+
+    Of an `auto` profile every backend's model is there, in the person's order; where none has any it stands itself,
+    and `find_model` says what is missing.
+    """
+    route = _resolved(config, profile)
     for name in profile.fallbacks:
         try:
             other = find_profile(config, name)
         except ProfileError:
             continue
-        if other.enabled and all((p.backend, p.model) != (other.backend, other.model) for p in route):
-            route.append(other)
+        if other.enabled:
+            there = [(p.backend, p.model) for p in route]
+            route += [p for p in _resolved(config, other) if (p.backend, p.model) not in there]
     return route
 
 
@@ -65,9 +92,11 @@ def find_model(config: Config, profile: Profile) -> ModelInfo:
     """The model the profile names, checked to be there without loading anything.
 
     Raises:
-        BackendUnavailable: Its backend is not there.
+        BackendUnavailable: Its backend is not there, or for `auto` none has one of the models.
         ModelNotFound: The backend has no such model.
     """
+    if profile.backend == AUTO:
+        raise nothing_there(config, profile)
     found = find_backend(profile.backend).detect(config, options(profile))
     for info in found.models:
         if info.name == profile.model:
@@ -79,6 +108,135 @@ def find_model(config: Config, profile: Profile) -> ModelInfo:
         )  # fmt: skip
     there = ", ".join(info.name for info in found.models) or "none"
     raise ModelNotFound(f"{profile.backend} has no model '{profile.model}'.", f"There are: {there}.")
+
+
+# Auto -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What an `auto` profile comes to.
+
+    Attributes:
+        profiles: With a backend and a model each, the first choice first; none where nothing is there.
+        chosen: The first of them for people, "llama.cpp · Qwen3-4B"; "" where nothing is there.
+        words: The same and why, "balanced → llama.cpp · Qwen3-4B; Parrot: not running".
+    """
+
+    profiles: tuple[Profile, ...]
+    chosen: str
+    words: str
+
+
+def resolve(config: Config, profile: Profile, *, is_patient: bool = True) -> Resolved:
+    """The models an `auto` profile leads to: of each backend that is there the first of its list that is there.
+
+    Backends come in the person's order (`settings.backend_order`), then as in the registry. One beyond this device
+    counts only when the person has allowed its address.
+
+    Args:
+        is_patient: Whether slow backends are waited for, and all are asked anew before there is said to be nothing.
+    """
+    wait_seconds = PATIENT_SECONDS if is_patient else None
+    resolved = _resolve(config, profile, detect_all(config, wait_seconds=wait_seconds))
+    if is_patient and not resolved.profiles:
+        found = detect_all(config, max_age_seconds=RECENT_SECONDS, wait_seconds=wait_seconds)
+        resolved = _resolve(config, profile, found)
+    return resolved
+
+
+def in_order(config: Config, names: Iterable[str]) -> list[str]:
+    """Backends as the person wants them tried; those not named in the settings follow as they come."""
+    names = list(names)
+    wanted = [name for name in dict.fromkeys(read_settings(config).backend_order) if name in names]
+    return wanted + [name for name in names if name not in wanted]
+
+
+def nothing_there(config: Config, profile: Profile) -> BackendUnavailable:
+    """The error of an `auto` profile without any model: what is missing, and one way to get it."""
+    found = {detection.backend: detection for detection in detect_all(config)}
+    ways = []
+    for name in in_order(config, found):
+        stripped = [pattern.strip("*") for pattern in _patterns(profile, name)]
+        plain = [pattern for pattern in stripped if pattern and "*" not in pattern]
+        how_to_get = getattr(find_backend(name), "how_to_get", None)
+        if plain and how_to_get is not None and (found[name].available or found[name].reason == "no_model"):
+            ways.append(how_to_get(config, plain[0]))
+    ways.sort(key=lambda way: "Run: " not in way)  # a command before advice; the order of backends otherwise
+    return BackendUnavailable(
+        f"{resolve(config, profile, is_patient=False).words}.",
+        ways[0] if ways else "Get one of the models that the profile lists, or choose another profile.",
+        reason="no_model",
+    )
+
+
+def _resolved(config: Config, profile: Profile) -> list[Profile]:
+    """A profile's own way: itself, or what `auto` comes to, or itself again where that is nothing."""
+    return list(resolve(config, profile).profiles) or [profile] if profile.backend == AUTO else [profile]
+
+
+def _resolve(config: Config, profile: Profile, found: Sequence[Detection]) -> Resolved:
+    by_name = {detection.backend: detection for detection in found}
+    profiles: list[Profile] = []
+    chosen = ""
+    absences: list[str] = []
+    for name in in_order(config, by_name):
+        patterns = _patterns(profile, name)
+        if not patterns:
+            continue
+        own = profile.options.get(name, {})
+        detection = find_backend(name).detect(config, own) if "url" in own else by_name[name]
+        model = _first(patterns, detection)
+        reason = _absence(config, detection) or ("" if model else "none of the models")
+        if model is None or reason:
+            absences += [] if chosen else [f"{detection.label}: {reason}"]
+            continue
+        chosen = chosen or f"{detection.label} · {model.name}"
+        is_small = model.size_bytes is not None and model.size_bytes < AGENT_BYTES
+        profiles.append(
+            replace(
+                profile,
+                backend=name,
+                model=model.name,
+                models={},
+                options=own,
+                agent="direct" if is_small else profile.agent,
+            )
+        )
+    why = "; ".join([f"{profile.name or 'Auto'} → {chosen or 'no model'}", *absences])
+    return Resolved(tuple(profiles), chosen, why)
+
+
+def _patterns(profile: Profile, backend: str) -> Sequence[str]:
+    """The names of models that an `auto` profile takes of a backend, best first."""
+    if profile.models:
+        return profile.models.get(backend, ())
+    return (profile.model or "*",)
+
+
+def _first(patterns: Sequence[str], detection: Detection) -> ModelInfo | None:
+    """The first pattern's model; of several one that is in memory."""
+    usable = sorted((m for m in detection.models if m.reason is None), key=lambda model: not model.loaded)
+    for pattern in patterns:
+        for model in usable:
+            if fnmatchcase(model.name.casefold(), pattern.casefold()):
+                return model
+    return None
+
+
+def _absence(config: Config, detection: Detection) -> str:
+    """Why a backend does not count, in a few words; "" when it does."""
+    if not detection.available:
+        return absence_words(detection.reason)
+    place, host = where_text_goes(detection.url)
+    if place != "this device":
+        settings = read_settings(config)
+        if settings.local_only or not is_allowed(settings, detection.url or ""):
+            return f"{host} is on {place}, which is not allowed"
+    return ""
+
+
+# Settings of a profile, and what its backend makes of them ------------------------------------------------------------
 
 
 def for_model(profile: Profile, model: ModelInfo) -> Profile:
@@ -100,20 +258,67 @@ def takes(profile: Profile, argument: str) -> bool:
 def options(profile: Profile) -> dict[str, Any]:
     """What `build` of the backend is given."""
     given = dict(profile.options)
-    if profile.context_window is not None:
+    if profile.context_window is not None and "context_window" not in settings_left_out(profile):
         given["context_window"] = profile.context_window
     return given
 
 
 def call_arguments(profile: Profile) -> dict[str, Any]:
-    """What each call of the model is given; a setting that its backend does not have is left out."""
-    arguments: dict[str, Any] = {"max_tokens": profile.max_output_tokens}
-    for name in ("temperature", "top_p", "top_k"):
-        if getattr(profile, name) is not None and takes(profile, name):
-            arguments[name] = getattr(profile, name)
-    if profile.stop:
-        arguments["stop"] = list(profile.stop)
-    return arguments
+    """What each call of the model is given. What its backend does not have is in `settings_left_out`."""
+    left_out = settings_left_out(profile)
+    return {
+        argument: list(value) if isinstance(value, tuple) else value
+        for name, argument in ARGUMENTS.items()
+        if (value := getattr(profile, name)) not in (None, ()) and name not in left_out
+    }
+
+
+def settings_left_out(profile: Profile) -> tuple[str, ...]:
+    """The profile's settings that its backend has nothing for: they are shown to be left out, never dropped."""
+    if profile.backend not in REGISTRY:
+        return ()
+    known = {option.name for option in find_backend(profile.backend).OPTIONS}
+    per_call = {option.name for option in find_backend(profile.backend).OPTIONS if option.per_call}
+    left_out = [
+        name
+        for name, argument in ARGUMENTS.items()
+        if argument not in per_call and getattr(profile, name) != getattr(_UNSET, name)
+    ]
+    if profile.context_window is not None and "context_window" not in known:
+        left_out.append("context_window")
+    if profile.system_prompt and profile.agent == "react":  # the agent's own words are what makes it one
+        left_out.append("system_prompt")
+    return tuple(left_out)
+
+
+def all_left_out(profile: Profile, receipt: Mapping[str, Any]) -> tuple[str, ...]:
+    """The same, with those that the server refused in a call (`settings_left_out` of its last message)."""
+    names = {argument: name for name, argument in ARGUMENTS.items()}
+    refused = [names.get(argument, argument) for argument in receipt.get("settings_left_out") or ()]
+    return tuple(dict.fromkeys([*settings_left_out(profile), *refused]))
+
+
+def check(profile: Profile) -> None:
+    """Check a profile's values against what its backend takes; for `auto` each backend's table.
+
+    Raises:
+        BackendUnavailable: It names a backend that is none.
+        BackendError: An option is unknown or out of range.
+        ProfileError: The options of an `auto` profile are no tables.
+    """
+    if profile.backend != AUTO:
+        checked_options(find_backend(profile.backend).OPTIONS, options(profile) | call_arguments(profile))
+        return
+    for name, given in profile.options.items():
+        if not isinstance(given, dict):
+            raise ProfileError(
+                f"For {AUTO}, options stand in a table of their backend.",
+                f"Write them below [options.{next(iter(REGISTRY))}].",
+            )
+        checked_options(find_backend(name).OPTIONS, given)
+    for name in profile.models:  # one that is not here may be named; one that is nearly written like one is a slip
+        if name not in REGISTRY and difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.75):
+            find_backend(name)
 
 
 def free_memory(but: str) -> None:

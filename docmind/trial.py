@@ -57,6 +57,7 @@ def try_model(
     options: Mapping[str, Any],
     stop: threading.Event,
     report: Callable[[TrialProgress], None] | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Trial:
     """Let a model answer a tiny prompt. Blocks; loads the model when it is not loaded.
 
@@ -64,6 +65,7 @@ def try_model(
         options: As `build` of the backend takes them.
         stop: Setting it ends the trial within about a second.
         report: Told how far it is, from this thread.
+        arguments: Of the call, as a profile sets them; the answer is short whatever they say.
 
     Raises:
         DocMindError: The model cannot be used; message and hint say why and what to do.
@@ -77,7 +79,9 @@ def try_model(
     ready_at: float | None = None
     first_at: float | None = None
     messages = [ChatMessage(role="user", content=PROMPT)]
-    stream = follow(lambda: llm.astream_chat(messages, max_tokens=MAX_TOKENS), stop, llm.stop)
+    given = dict(arguments or {})
+    given["max_tokens"] = min(MAX_TOKENS, given.get("max_tokens", MAX_TOKENS))
+    stream = follow(lambda: llm.astream_chat(messages, **given), stop, llm.stop)
     try:
         for response in stream:
             receipt = dict(response.raw or {})
@@ -111,7 +115,14 @@ def try_model(
 class TrialRun:
     """A trial in a thread of its own. `trial` or `error` is there once `is_running` is false."""
 
-    def __init__(self, config: Config, backend: str, model: str, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        backend: str,
+        model: str,
+        options: Mapping[str, Any],
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
         self.backend = backend
         self.model = model
         self.progress = TrialProgress()
@@ -120,7 +131,7 @@ class TrialRun:
         self.started_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(
-            target=self._run, args=(config, dict(options)), name="docmind-trial", daemon=True
+            target=self._run, args=(config, dict(options), dict(arguments or {})), name="docmind-trial", daemon=True
         )
         self._thread.start()
 
@@ -143,12 +154,12 @@ class TrialRun:
         self._thread.join(timeout_seconds)
         return not self.is_running
 
-    def _run(self, config: Config, options: Mapping[str, Any]) -> None:
+    def _run(self, config: Config, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
         def report(progress: TrialProgress) -> None:
             self.progress = progress
 
         try:
-            self.trial = try_model(config, self.backend, self.model, options, self._stop, report)
+            self.trial = try_model(config, self.backend, self.model, options, self._stop, report, arguments)
         except DocMindError as error:
             self.error = error
         finally:

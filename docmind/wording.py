@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from docmind.events import ModelWaiting
 
 DOING = {"search_documents": "Searching", "read_page": "Reading", "list_documents": "Looking through the names"}
@@ -24,6 +26,31 @@ def step_line(tool: str, asked: str, hits: int, documents: int, seconds: float) 
         return f"Looked through the names of {counted(documents, 'document')}{took}"
     where = f" in {counted(documents, 'document')}" if documents else ""
     return f"Searched “{asked}”: {counted(hits, 'passage')}{where}{took}"
+
+
+# Why a backend or a model cannot be used, as a short state.
+ABSENCES = {
+    "not_installed": "not installed",
+    "no_model": "no model found",
+    "unreachable": "not running",
+    "stalled": "no answer yet",
+    "model_damaged": "damaged",
+    "no_text_generation": "no chat",
+    "unsafe_weights": "unsafe",
+    "remote_code": "needs code",
+}
+
+
+def absence_words(reason: str | None) -> str:
+    """A reason's code in a few words; those of backends to come are readable too."""
+    return ABSENCES.get(reason or "", (reason or "not available").replace("_", " "))
+
+
+def left_out_words(names: Sequence[str], label: str) -> str:
+    """ "temperature and top_k are not settings of llama.cpp", for a receipt or a card."""
+    if len(names) == 1:
+        return f"{names[0]} is not a setting of {label}"
+    return f"{', '.join(names[:-1])} and {names[-1]} are not settings of {label}"
 
 
 def waiting_line(event: ModelWaiting) -> str:

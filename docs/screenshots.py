@@ -103,7 +103,8 @@ def main(folder: Path) -> None:
 
 def serve(home: Path, ollama_url: str) -> tuple[subprocess.Popen[str], str]:
     """The app on a free port, and its address."""
-    environment = os.environ | {"DOCMIND_HOME": str(home), "OLLAMA_HOST": ollama_url, "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"DOCMIND_HOME": str(home), "OLLAMA_HOST": ollama_url,
+                                "LMSTUDIO_HOST": "127.0.0.1:9", "PYTHONUNBUFFERED": "1"}  # fmt: skip
     server = subprocess.Popen(
         [sys.executable, "-m", "streamlit", "run", str(ROOT / "app.py"), "--server.headless", "true",
          "--server.port", "0"], env=environment, stdout=subprocess.PIPE, text=True,

@@ -41,12 +41,18 @@ def own_data_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DOCMIND_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("DOCMIND_EMBEDDING", raising=False)
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")  # no test asks a server that happens to run
+    monkeypatch.setattr("docmind.detection.DEADLINE_SECONDS", 120.0)  # no test depends on how fast the machine is
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")  # nor the developer's keyring
     for name in clouds.VARIABLES:  # nor a cloud with their keys
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "CLOUDSDK_CONFIG"):
         monkeypatch.setenv(name, str(tmp_path / "nothing"))
     breaker.forget()  # nor inherits the failures of another
+    monkeypatch.setenv("LMSTUDIO_HOST", "127.0.0.1:9")
+    monkeypatch.setenv("OPENAI_COMPATIBLE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("DOCMIND_MODEL_CACHES", "0")  # nor lists the models of the developer
+    monkeypatch.delenv("DOCMIND_MODELS", raising=False)
     logger = logging.getLogger("docmind")
     before = logger.propagate, logger.level, logging.raiseExceptions
     yield
@@ -240,10 +246,13 @@ def script(monkeypatch):
 def end_models():
     """No model's child outlives the tests of a module; nor one that a failed test still holds."""
     yield
-    from docmind.backends import llama_cpp
+    from docmind.backends import REGISTRY
 
     gc.collect()
-    llama_cpp.close_all()
+    for module in REGISTRY.values():
+        close_all = getattr(sys.modules.get(module), "close_all", None)
+        if close_all is not None:
+            close_all()
 
 
 @pytest.fixture

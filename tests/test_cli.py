@@ -25,6 +25,7 @@ KEYS = {
     "search": "rank document_id document page start end text score",
     "ask": "answer finished reason sentences citations steps backend model profile fallbacks context timings",
     "backends": "backend label available reason hint url version models",
+    "download": "file model size_bytes sha256 fits",
     "profiles": "name role backend model enabled options source",
     "evaluate": "questions hit@1 hit@3 hit@5 hit@10 mrr ndcg@10 seconds_per_question",
     "doctor": "check ok detail hint",
@@ -179,6 +180,86 @@ def test_profiles_are_listed_and_shown(run, run_json):
     status, _, err = run("profiles", "show", "startr")
     assert status == 1
     assert "Did you mean 'starter'?" in err
+
+
+STARTER = ("--backend", "llama.cpp", "--model", "smollm2-135m-instruct")
+
+
+def test_a_profile_is_saved_changed_and_removed(run, run_json):
+    """Each key by its name, each option of the backend below `options`."""
+    status, (row,), _ = run_json(
+        "profiles", "save", "Mine", *STARTER, "--set", "temperature=0.5", "--set", "options.threads=2",
+        "--set", 'stop=["END"]', "--set", "description=12 = a dozen", "--set", "idle_seconds=9",
+    )  # fmt: skip
+    assert status == 0
+    assert has_keys(row, "profiles")
+    assert row["source"] == "user"
+    given = row["options"]
+    assert (given["temperature"], given["threads"], given["stop"]) == (0.5, 2, ["END"])
+    assert given["description"] == "12 = a dozen"
+    status, _, err = run("profiles", "save", "Mine", *STARTER)
+    assert (status, "already" in err) == (1, True)
+    status, lines, _ = run("profiles", "save", "Mine", "--from", "Mine", "--set", "temperature=1", "--overwrite")
+    assert status == 0
+    assert "idle_seconds is not a setting of llama.cpp" in "".join(lines)
+    shown = run_json("profiles", "show", "Mine")[1][0]["options"]
+    assert (shown["temperature"], shown["threads"]) == (1.0, 2)
+    assert run_json("profiles", "remove", "Mine")[1][0]["removed"] == "Mine"
+    assert run("profiles", "show", "Mine")[0] == 1
+
+
+def test_the_tables_of_auto_are_set_by_their_backend_s_name(run, run_json):
+    """Also of one with a dot in its name."""
+    status, (row,), _ = run_json(
+        "profiles", "save", "any", "--backend", "auto", "--set", 'models.llama.cpp=["*Qwen*"]', "--set",
+        'models.other=["x"]', "--set", "options.llama.cpp.threads=2", "--set", "options.ollama.keep_alive=1h",
+    )  # fmt: skip
+    assert status == 0
+    assert row["options"]["models"] == {"llama.cpp": ["*Qwen*"], "other": ["x"]}
+    assert row["options"]["llama.cpp"] == {"threads": 2}
+    assert row["options"]["ollama"] == {"keep_alive": "1h"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["save", "p", *STARTER, "--set", "temprature=1"], "Did you mean 'temperature'?"),
+        (["save", "p", *STARTER, "--set", "temperature=hot"], "a number from 0 to 5"),
+        (["save", "p", *STARTER, "--set", "options.thread=1"], "Did you mean 'threads'?"),
+        (["save", "p", *STARTER, "--set", "optins.thread=1"], "options"),
+        (["save", "p", *STARTER, "--set", "temperature"], "--set temperature=0.2"),
+        (["save", "p", "--backend", "olama", "--model", "x"], "Did you mean 'ollama'?"),
+        (["save", "p", "--backend", "ollama"], 'model = "'),
+        (["save", "p", "--from", "nobody"], "There are:"),
+        (["save"], "docmind profiles"),
+        (["remove", "starter"], "hide it"),
+        (["remove", "nobody"], "There are:"),
+        (["test", "nobody"], "There are:"),
+        (["test", "balanced"], "GGUF"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_with_a_profile_says_what_to_do(run, config, arguments, words):
+    """And nothing is written."""
+    status, _, err = run("profiles", *arguments)
+    assert status == 1
+    assert words in err
+    assert not list((config.home / "models").glob("*"))
+
+
+@pytest.mark.usefixtures("end_models")
+def test_a_profile_is_tested_with_its_own_settings(run, run_json):
+    """First token, tokens per second, the real window, the first words."""
+    run("profiles", "save", "mine", *STARTER, "--set", "context_window=1024", "--set", "total_seconds=60")
+    status, (row,), _ = run_json("profiles", "test", "mine")
+    assert status == 0
+    assert row["text"]
+    assert row["first_token_s"] > 0
+    assert row["tokens_per_second"] > 0
+    assert (row["context_window"], row["settings_left_out"]) == (1024, ["total_seconds"])
+    status, lines, _ = run("profiles", "test", "mine")
+    assert status == 0
+    assert any("tokens/s · window 1,024 tokens" in line for line in lines)
 
 
 def test_evaluate_measures(run, run_json, stocked, tmp_path):
@@ -472,3 +553,50 @@ def test_a_key_is_not_kept_where_nothing_guards_it(run, run_json, monkeypatch):
         assert run("keys", "forget", "https://api.example.com")[0] == 0
     finally:
         keyring.set_keyring(before)
+# Models from a hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with a small file that begins like a model."""
+    from servers.hub import serve
+    from test_download import CONTENT
+
+    with serve() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        running.add("maker/tiny", "tiny-Q4_K_M.gguf", CONTENT)
+        running.add("maker/tiny", "tiny-Q8_0.gguf", CONTENT)
+        yield running
+
+
+def test_a_repository_is_listed_with_what_fits(run, run_json, hub):
+    """Nothing is fetched."""
+    status, rows, _ = run_json("download", "maker/tiny")
+    assert status == 0
+    assert [row["file"] for row in rows] == ["tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf"]
+    assert all(has_keys(row, "download") for row in rows)
+    assert {row["fits"]["verdict"] for row in rows} <= {"in_memory", "on_gpu"}
+    _, lines, _ = run("download", "maker/tiny")
+    assert "Fits" in lines[1]
+    assert len(hub.asked("files")) == 2  # the beginning of one model, each time
+
+
+def test_a_model_is_downloaded_and_can_be_seen(run, run_json, hub, tmp_path):
+    """Whether it fits comes first, then the steps, then the path; a second time it is there already."""
+    status, rows, _ = run_json("download", "maker/tiny", "q4_k_m")
+    assert status == 0
+    assert rows[0]["fits"]["sentence"]
+    assert rows[-2]["progress"]["done"] == rows[-2]["progress"]["total"] == rows[-1]["size_bytes"]
+    assert rows[-1]["path"] == str(tmp_path / "home" / "models" / "tiny-Q4_K_M.gguf")
+    assert len(rows[-1]["sha256"]) == 64
+    status, lines, err = run("download", f"{hub.url}/maker/tiny/resolve/main/tiny-Q4_K_M.gguf")
+    assert (status, lines[0]) == (0, rows[-1]["path"])
+    assert "Fits" in err
+
+
+def test_a_download_that_fails_says_why(run, hub):
+    """On one line, with the remedy."""
+    status, lines, err = run("download", "maker/tiny", "Q5")
+    assert (status, lines) == (1, [])
+    assert "tiny-Q8_0.gguf" in err
+    assert "Traceback" not in err

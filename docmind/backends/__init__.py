@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 REGISTRY: dict[str, str] = {
     "llama.cpp": "docmind.backends.llama_cpp",
     "ollama": "docmind.backends.ollama",
+    "lm-studio": "docmind.backends.lm_studio",
+    "openai-compatible": "docmind.backends.openai_compatible",
+    "transformers": "docmind.backends.transformers",
     "openai": "docmind.backends.openai",
     "azure-openai": "docmind.backends.azure_openai",
     "anthropic": "docmind.backends.anthropic",
@@ -47,7 +50,7 @@ class ModelInfo:
     """A model that a backend can run, as far as is known without loading it."""
 
     name: str
-    context_window: int | None  # tokens the model was trained to read; None: unknown
+    context_window: int | None  # tokens it was trained to read, or is bound to in memory as it is; None: unknown
     size_bytes: int | None
     quantization: str | None  # as the backend names it, "Q4_K_M"
     loaded: bool  # in memory now
@@ -76,7 +79,7 @@ class Option:
     """A setting of a backend: enough to draw a form field, to check a value and to document it."""
 
     name: str
-    kind: type  # int, float, str, bool or list (of str)
+    kind: type  # int, float, str, bool, list (of str), or dict, which no backend's option is
     default: Any  # None: left to the backend, as `description` says
     unit: str  # "" where it has none
     description: str
@@ -96,6 +99,16 @@ class Progress:
     unit: str = "bytes"  # or "%"
 
 
+# Until when words of a server must come, among the options of every backend that has one (`served_llm.Deadlines`).
+DEADLINES: tuple[Option, ...] = (
+    Option("first_token_seconds", float, 300.0, "seconds", "The longest wait for the first word; loading a large model "
+           "takes minutes.", 1, 86_400, per_call=True),
+    Option("idle_seconds", float, 60.0, "seconds", "The longest wait between two words.", 1, 86_400, per_call=True),
+    Option("total_seconds", float, None, "seconds", "The longest answer in time; by default without limit.", 1, 86_400,
+           per_call=True),
+)  # fmt: skip
+
+
 class Backend(Protocol):
     """The names a backend module has.
 
@@ -105,9 +118,14 @@ class Backend(Protocol):
     - `delete(config, model, options=None)`: remove a model from the disk.
     - `load(config, model, options=None, *, progress, stop)`: bring a model into memory.
     - `unload(config, model, options=None)`: free its memory.
+    - `fit(config, model, options=None)`: whether a model fits this machine now, a `docmind.backends.fits.Fit`; it only
+      looks.
 
     They are synchronous, report each step by `progress(Progress(…))`, end within a second once `stop` (a
     `threading.Event`) is set, and raise a `BackendError` for what goes wrong.
+
+    `how_to_get(config, model)`, where it is there, says in a sentence how to get a model that is not: a command comes
+    last, after "Run: ".
     """
 
     LABEL: str
@@ -187,8 +205,11 @@ def _checked_value(option: Option, value: Any) -> Any:
 def _accepted(option: Option) -> str:
     """What an option accepts, in words."""
     if option.choices:
-        return "one of " + ", ".join(option.choices)
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list of texts"}
+        return "one of " + ", ".join(choice or '""' for choice in option.choices)
+    words = {
+        int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list of texts",
+        dict: "a table",
+    }  # fmt: skip
     text = words.get(option.kind, option.kind.__name__)
     if option.minimum is not None and option.maximum is not None:
         return f"{text} from {option.minimum:g} to {option.maximum:g}"

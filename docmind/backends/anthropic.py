@@ -9,7 +9,6 @@ shown apart. `temperature` goes from 0 to 1, and of `temperature` and `top_p` on
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from docmind.backends import ModelInfo, clouds
@@ -58,11 +57,12 @@ async def pieces(call: Call) -> AsyncGenerator[Piece, None]:
     from llama_index.llms.anthropic.utils import ANTHROPIC_NO_TEMP_MODELS
 
     from docmind.backends.cloud_llm import read_by
+    from docmind.backends.cloud_transport import http_library
 
     client = anthropic.AsyncAnthropic(
         api_key=call.key, base_url=call.url, max_retries=0, timeout=None,
         default_headers={"anthropic-version": VERSION},
-        http_client=call.transport.client(_http_library(anthropic.DefaultAsyncHttpxClient)),
+        http_client=call.transport.client(http_library(anthropic.DefaultAsyncHttpxClient)),
     )  # fmt: skip
     client.auth_token = None  # ANTHROPIC_AUTH_TOKEN would be sent beside the key, and is bound to no address
     system = "\n".join(m.content or "" for m in call.messages if m.role.value == "system")
@@ -95,12 +95,6 @@ async def pieces(call: Call) -> AsyncGenerator[Piece, None]:
                 yield Piece(thinking=event.delta.thinking)
             elif event.type == "message_delta":
                 yield Piece(finish=event.delta.stop_reason, answer_tokens=event.usage.output_tokens)
-
-
-def _http_library(client: type) -> Any:
-    """The HTTP library that the package is made with: httpx, since 2026 a fork of it."""
-    name = next(base.__module__ for base in client.__mro__ if base.__name__ == "AsyncClient")
-    return importlib.import_module(name.partition(".")[0])
 
 
 def _window(model: str) -> int:

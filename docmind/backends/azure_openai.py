@@ -51,13 +51,14 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
 
 async def pieces(call: Call) -> AsyncGenerator[Piece, None]:
     """What comes of a chat completion."""
-    import httpx
     from llama_index.llms.openai.utils import O1_MODELS
-    from openai import AsyncAzureOpenAI
+    from openai import AsyncAzureOpenAI, DefaultAsyncHttpxClient
+
+    from docmind.backends.cloud_transport import http_library
 
     client = AsyncAzureOpenAI(
         api_key=call.key, azure_endpoint=call.url, api_version=call.settings["api_version"], max_retries=0,
-        timeout=None, http_client=call.transport.client(httpx),
+        timeout=None, http_client=call.transport.client(http_library(DefaultAsyncHttpxClient)),
     )  # fmt: skip
     client._azure_ad_token = None  # AZURE_OPENAI_AD_TOKEN would win over the key, and is bound to no address
     is_new = call.model in O1_MODELS or "max_tokens" in call.refused

@@ -1,8 +1,8 @@
 """Talking to a model server without trusting it: bytes are counted, nothing is followed, every failure has a remedy.
 
 What a backend's HTTP client is made with (`client_settings`), and how its answers are read: a listing whole
-(`fetch`), a stream line by line (`read_lines`), each up to a limit. Foreign exceptions become `BackendError` here and
-nowhere else. Knows no backend by name.
+(`fetch`), a stream line by line (`read_lines`) or event by event (`read_events`), each up to a limit. Foreign
+exceptions become `BackendError` here and nowhere else. Knows no backend by name.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ LINE_BYTES = 1 << 20  # of one line of a stream; a line carries a few words
 STREAM_BYTES = 64 << 20  # of a whole stream: far more than any window of tokens
 WRITE_SECONDS = 30.0
 HEADERS = {"Accept-Encoding": "identity"}
+_EVENT_FIELDS = (b"", b"event", b"id", b"retry")  # "" is that of an empty line and of a comment
 _SHOWN_CHARACTERS = 300  # of a server's own words in a message
 
 
@@ -161,15 +162,27 @@ async def fetch(
         BackendError: It is a redirect, too long, or no JSON object (`bad_response`).
         BackendUnavailable: The server is not there, or the connection broke.
     """
+    answer, whole = await fetch_whole(client, method, path, body)
+    if answer.status_code < 400:
+        return answer.status_code, json_object(whole)
+    with contextlib.suppress(BackendError):
+        return answer.status_code, json_object(whole)
+    return answer.status_code, {"error": whole.decode("utf-8", "replace")}
+
+
+async def fetch_whole(
+    client: httpx.AsyncClient, method: str, path: str, body: dict[str, Any] | None = None
+) -> tuple[httpx.Response, bytes]:
+    """An answer, for its status and headers, and its body, which `json_value` reads.
+
+    Raises:
+        BackendError: It is a redirect or too long (`bad_response`).
+        BackendUnavailable: The server is not there, or the connection broke.
+    """
     with converted(client):
         async with client.stream(method, path, json=body) as answer:
             refuse_redirect(answer)
-            whole = await read_whole(answer)
-    if answer.status_code < 400:
-        return answer.status_code, _object(whole)
-    with contextlib.suppress(BackendError):
-        return answer.status_code, _object(whole)
-    return answer.status_code, {"error": whole.decode("utf-8", "replace")}
+            return answer, await read_whole(answer)
 
 
 async def read_whole(answer: httpx.Response) -> bytes:
@@ -186,12 +199,67 @@ async def read_whole(answer: httpx.Response) -> bytes:
     return bytes(whole)
 
 
-async def read_lines(answer: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+async def read_lines(
+    answer: httpx.Response, most_bytes: int = STREAM_BYTES
+) -> AsyncGenerator[dict[str, Any], None]:
     """The JSON object on each line; empty lines, which only keep a connection open, are left out.
+
+    Args:
+        most_bytes: Of all lines together.
 
     Raises:
         BackendError: A line is too long or no JSON object (`bad_response`), or the stream ends within one
             (`no_end_marker`).
+    """
+    async for line, is_ended in _lines(answer, most_bytes):
+        if line.strip():
+            yield json_object(line) if is_ended else _last_object(line)
+
+
+async def read_events(answer: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+    """The JSON object of each server-sent event, until `[DONE]` or the end of the stream, whichever is first.
+
+    Neither of the two says that anything was completed. Comments, which only keep a connection open, and all fields
+    but `data` are left out. An error that a server sends instead of a stream is its only event.
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
+
+    Raises:
+        BackendError: An event is too long or no JSON object, or a line is none of an event stream (`bad_response`), or
+            the stream ends within an event (`no_end_marker`).
+    """
+    if answer.headers.get("content-type", "").startswith("application/json"):
+        yield json_object(await read_whole(answer))
+        return
+    data = bytearray()
+    async for line, is_ended in _lines(answer):
+        line = line.removesuffix(b"\r")
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            data += value.removeprefix(b" ") + b"\n"
+            if len(data) > LINE_BYTES:
+                raise bad_response("An event of the answer does not end.")
+        elif line.lstrip().startswith(b"{"):
+            yield json_object(line) if is_ended else _last_object(line)
+        elif name not in _EVENT_FIELDS:
+            if is_ended or line.lstrip().startswith(b"<"):
+                raise bad_response(f"It said: {plain(line.decode('utf-8', 'replace'))}")
+            raise broken_off()
+        if not line and (text := bytes(data).strip()):
+            data.clear()
+            if text == b"[DONE]":
+                return
+            yield json_object(text)
+    if (text := bytes(data).strip()) not in (b"", b"[DONE]"):  # the empty line after the last event is often forgotten
+        yield _last_object(text)
+
+
+async def _lines(
+    answer: httpx.Response, most_bytes: int = STREAM_BYTES
+) -> AsyncGenerator[tuple[bytes, bool], None]:
+    """Each line, and whether its newline has come: not after the last one.
+
+    Raises:
+        BackendError: A line or the whole is too long (`bad_response`), or the connection breaks (`no_end_marker`).
     """
     rest = bytearray()
     total = 0
@@ -202,13 +270,12 @@ async def read_lines(answer: httpx.Response) -> AsyncGenerator[dict[str, Any], N
             line = bytes(rest) + piece[begin:end]
             rest.clear()
             begin = end + 1
-            if line.strip():
-                yield _object(line)
+            yield line, True
         rest += piece[begin:]
-        if len(rest) > LINE_BYTES or total > STREAM_BYTES:
+        if len(rest) > LINE_BYTES or total > most_bytes:
             raise bad_response("A line of the answer does not end.")
-    if rest.strip():
-        yield _last_object(bytes(rest))
+    if rest:
+        yield bytes(rest), False
 
 
 async def _pieces(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
@@ -217,32 +284,42 @@ async def _pieces(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
         async for piece in answer.aiter_raw():
             yield piece
     except httpx.TransportError as error:
-        raise _broken_off() from error
+        raise broken_off() from error
 
 
 def _last_object(text: bytes) -> dict[str, Any]:
     """What stands after the last newline: whole, or cut short."""
     try:
-        return _object(text)
+        return json_object(text)
     except BackendError as error:
         if text.lstrip().startswith(b"{"):
-            raise _broken_off() from error
+            raise broken_off() from error
         raise
 
 
-def _broken_off() -> BackendError:
+def broken_off() -> BackendError:
+    """The error for an answer whose connection ended before it did."""
     return BackendError(
         "The connection broke in the middle of the answer.", "See whether the server still runs, then ask again.",
         reason="no_end_marker",
     )  # fmt: skip
 
 
-def _object(text: bytes) -> dict[str, Any]:
-    """The JSON object that a text is."""
+def json_value(text: bytes) -> Any:
+    """The JSON that a text is.
+
+    Raises:
+        BackendError: It is none (`bad_response`).
+    """
     try:
-        value = json.loads(text.decode("utf-8"))
+        return json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # RecursionError: ten thousand brackets in each other
         raise bad_response(f"It said: {plain(text.decode('utf-8', 'replace'))}") from error
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """The JSON object that a text is."""
+    value = json_value(text)
     if not isinstance(value, dict):
         raise bad_response(f"It said: {plain(text.decode('utf-8', 'replace'))}")
     return value

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from docmind.backends import backend, checked_options
 from docmind.backends.careful_http import clean, count, plain
+from docmind.backends.child_side import StopStrings
 from docmind.backends.cloud_transport import ArgumentsRefused, Transport, not_there, refusal
 from docmind.backends.clouds import LISTING_SECONDS, Call, Cloud, Piece, ask_models
-from docmind.backends.llama_cpp_child import StopStrings
 from docmind.backends.served_llm import Deadlines, ServedLLM, Writing
 from docmind.backends.streamed_llm import Prompt, plain_messages, response
 from docmind.errors import BackendError, BackendUnavailable
@@ -40,8 +40,8 @@ class CloudLLM(ServedLLM):
     back (`filtered`), or ended otherwise, is none, and says why.
 
     *Arguments* that the model is known to refuse are not sent. Where it refuses another one the request is sent once
-    more without it, because nothing of the first was accepted. Both are named in `left_out` of the last response. An
-    answer is cut at the texts of `stop` here too, whatever the provider makes of them.
+    more without it, because nothing of the first was accepted. Both are named in `settings_left_out` of the last
+    response. An answer is cut at the texts of `stop` here too, whatever the provider makes of them.
 
     *Sent once.* Everything else goes wrong once and is told: a question that may have been accepted is paid for.
 
@@ -204,7 +204,7 @@ class CloudLLM(ServedLLM):
             # Corrects our estimate. Nothing is concluded about a cut: these services refuse what does not fit.
             self.is_cut(read, answer.counted)
         if left_out:
-            figures["left_out"] = list(dict.fromkeys(left_out))
+            figures["settings_left_out"] = list(dict.fromkeys(left_out))
         return response(answer.text, phase="writing", **figures)
 
     async def _load(self) -> dict[str, Any]:

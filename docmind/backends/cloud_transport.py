@@ -8,6 +8,7 @@ name.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from docmind.backends.careful_http import (
     LINE_BYTES,
     STREAM_BYTES,
     bad_response,
+    broken_off,
     client_settings,
     plain,
     read_whole,
@@ -204,9 +206,7 @@ class Transport:
                     raise bad_response("A line of the answer does not end.")
                 yield piece
         except httpx.TransportError as error:
-            self.failure = BackendError(
-                "The connection broke in the middle of the answer.", "Ask again.", reason="no_end_marker"
-            )
+            self.failure = broken_off()
             raise self.failure from error
         except BackendError as error:
             self.failure = error
@@ -227,6 +227,12 @@ class Transport:
             f"The connection to {self.label} broke ({type(error).__name__}).",
             "Ask again; whether the question was answered and paid for is not known.",
         )
+
+
+def http_library(client: type) -> Any:
+    """The HTTP library that a package's own client is made with: httpx, or since 2026 a fork of it."""
+    name = next(base.__module__ for base in client.__mro__ if base.__name__ == "AsyncClient")
+    return importlib.import_module(name.partition(".")[0])
 
 
 def not_there(url: str, label: str) -> BackendUnavailable:

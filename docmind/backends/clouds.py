@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from docmind.backends import Detection, ModelInfo, Option, checked_options
+from docmind.backends import DEADLINES, Detection, ModelInfo, Option, checked_options
 from docmind.errors import BackendError, BackendUnavailable, ModelNotFound
 from docmind.keys import find_key
 
@@ -98,7 +98,7 @@ class Cloud:
     variables: tuple[str, ...] = ()  # in the environment, where the key may stand
     find: Callable[[str, Mapping[str, Any]], str | None] | None = None  # the key, where it is found otherwise
     example: str = ""  # of an address, where there is no usual one
-    has_listing: bool = True  # whether `listing` names every model there is
+    has_listing: bool = True  # whether `listing` names the models; else it is a place that something answers at
     wire: Mapping[str, str] = field(default_factory=dict)  # our names of arguments → the provider's, where they differ
 
     def key(self, url: str, options: Mapping[str, Any]) -> str | None:
@@ -148,12 +148,7 @@ def options(
                1 << 20, per_call=True),
         *sampling,
         Option("stop", list, None, "texts", "The answer ends in front of any of these.", per_call=True),
-        Option("first_token_seconds", float, 300.0, "seconds", "The longest wait for the first word; a reasoning model "
-               "may think in silence.", 1, 86_400, per_call=True),
-        Option("idle_seconds", float, 60.0, "seconds", "The longest wait between two words.", 1, 86_400,
-               per_call=True),
-        Option("total_seconds", float, None, "seconds", "The longest answer in time; by default without limit.", 1,
-               86_400, per_call=True),
+        *DEADLINES,
     )  # fmt: skip
 
 
@@ -282,16 +277,17 @@ def build(cloud: Cloud, config: Config, model: str, options: Mapping[str, Any] |
         raise _not_installed(cloud) from error
     there = _listed(cloud, config, url, key, given)
     info = next((info for info in there if info.name == model), None)
-    if info is None and cloud.has_listing:
+    if info is None:
         usable = ", ".join(info.name for info in there if info.reason is None) or "none"
-        raise ModelNotFound(f"{cloud.label} has no model '{model}'.", f"There are: {usable}.")
-    if info is not None and info.reason is not None:
+        others = "" if cloud.has_listing else " Others are named in the option `models`."
+        raise ModelNotFound(f"{cloud.label} has no model '{model}'.", f"There are: {usable}.{others}")
+    if info.reason is not None:
         raise BackendError(f"{model} makes no text.", "Choose another model.", reason=info.reason)
     from docmind.backends.cloud_llm import CloudLLM
 
     return CloudLLM(
         name=model,
-        context_window=_window(cloud, model, info, given),
+        context_window=_window(cloud, model, info.context_window, given),
         defaults={option.name: given.get(option.name, option.default) for option in cloud.call_options},
         config=config,
         url=url,
@@ -304,13 +300,12 @@ def build(cloud: Cloud, config: Config, model: str, options: Mapping[str, Any] |
     )
 
 
-def _window(cloud: Cloud, model: str, info: ModelInfo | None, given: Mapping[str, Any]) -> int:
+def _window(cloud: Cloud, model: str, told: int | None, given: Mapping[str, Any]) -> int:
     """Tokens of the window: the smaller of what the person and the service say.
 
     Raises:
         BackendError: Nobody says it (`window_unknown`).
     """
-    told = info.context_window if info is not None else None
     if told is None:
         try:
             told = cloud.window(model)

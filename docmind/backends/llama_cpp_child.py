@@ -1,19 +1,7 @@
-"""The process that holds a llama.cpp model. Started by `llama_cpp.py` as `python -m docmind.backends.llama_cpp_child`.
+"""The process that holds a llama.cpp model. Started by `child.py` as `python -m docmind.backends.llama_cpp_child`.
 
-It owns the native library, so that a native crash, a load that takes too long or an endless chat template can be
-ended from outside without taking the app down. It knows nothing of documents, LlamaIndex or settings.
-
-Requests come as JSON lines on standard input, replies go as JSON lines to standard output:
-
-    {"id": 1, "do": "load", "path": …, "window": …, "threads": …, "batch": …, "gpu_layers": …}
-        → {"id": 1, "loading": 0.4} … {"id": 1, "ready": {…}}
-    {"id": 2, "do": "answer", "messages": [{"role", "content"}] or "prompt": "…", "max_tokens": …, …}
-        → {"id": 2, "read": 128, "of": 900, "cached": 0} … {"id": 2, "text": "The"} … {"id": 2, "end": {…}}
-    {"id": 3, "do": "count", "texts": […] or "messages": […]}   → {"id": 3, "counts": […]}, also during an answer
-    {"id": 2, "do": "stop"}                                     → ends answer 2, before or while it runs
-    any of them                                                 → {"id": …, "error": reason, "message": …}
-
-When standard input closes the process ends at once, in whatever phase: it never outlives the app.
+What it is asked and how it replies is told in `child_side.py`; the request that loads also has `batch`, `gpu_layers`,
+`flash_attention` and `kv_type`, and an answer may have a `grammar`.
 """
 
 from __future__ import annotations
@@ -21,75 +9,30 @@ from __future__ import annotations
 import codecs
 import collections
 import ctypes
-import json
-import os
-import queue
-import re
-import sys
-import threading
 import time
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
+
+from docmind.backends.child_side import (
+    CHATML,
+    Refused,
+    StopStrings,
+    control_pattern,
+    harmless,
+    lacks_memory,
+    rendered,
+    run,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-# A model without a template of its own; the same fallback as llama.cpp's server.
-_CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"
-    "{% endfor %}{{ '<|im_start|>assistant\n' }}"
-)
+    from docmind.backends.child_side import Pipe
 
 # The warm-up reads so many tokens, and the rest only where the first few were fast: it must not cost a slow
 # machine or a large model many seconds.
 _PROBE_TOKENS, _WARM_UP_TOKENS, _FAST_PROBE_SECONDS = 16, 128, 0.4
 _WRITING_PROBES = 5
-
-
-class Refused(Exception):
-    """A request that cannot be served; the model stays usable."""
-
-    def __init__(self, reason: str, message: str, **details: int) -> None:
-        super().__init__(message)
-        self.reason, self.details = reason, details
-
-
-class Pipe:
-    """The lines to the parent; written by two threads."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._lock = file, threading.Lock()
-
-    def send(self, request_id: int, **fields: Any) -> None:
-        """One reply. ASCII only, so that no half character can sit in the pipe."""
-        line = json.dumps({"id": request_id, **fields}).encode("ascii") + b"\n"
-        with self._lock:
-            self._file.write(line)
-            self._file.flush()
-
-
-class StopStrings:
-    """Cuts a stream of text at the first stop string, which may arrive in pieces."""
-
-    def __init__(self, stops: list[str]) -> None:
-        self._stops, self._held = stops, ""
-
-    def feed(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown by now, and whether a stop string was met (it is not part of the text)."""
-        if not self._stops:
-            return text, False
-        self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            shown, self._held = self._held[: min(found)], ""
-            return shown, True
-        # Hold back the longest end that could be the beginning of a stop string.
-        keep = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return shown, False
-
-    def rest(self) -> str:
-        """What was held back and turned out to be no stop string."""
-        return self._held
+_KV_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type in ggml.h
 
 
 class Model:
@@ -108,11 +51,11 @@ class Model:
         self.window = min(request["window"], self.llama.n_ctx())
         template = self.llama.metadata.get("tokenizer.chat_template")
         self._formatter: Any = Jinja2ChatFormatter(
-            template=template or _CHATML,
+            template=template or CHATML,
             eos_token=self._token_text(self.llama.token_eos()),
             bos_token=self._token_text(self.llama.token_bos()),
         )
-        self._control = self._control_tokens()
+        self._control = control_pattern(self._control_tokens())
         self._evaluate = self.llama.eval
         self.llama.eval = self._read
         self._running, self._evaluated, self._cached, self._to_read, self._read_at = 0, 0, 0, 0, 0.0
@@ -143,11 +86,17 @@ class Model:
                 n_threads=request["threads"],
                 n_threads_batch=request["threads"],
                 n_gpu_layers=request["gpu_layers"],
+                flash_attn=request["flash_attention"],
+                type_k=_KV_TYPES[request["kv_type"]],
+                type_v=_KV_TYPES[request["kv_type"]],
                 verbose=False,
             )
         except (ValueError, RuntimeError, OSError, AssertionError) as error:
             reason = "out_of_memory" if lacks_memory("\n".join(self._log)) else "model_damaged"
-            raise Refused(reason, f"{error}. {self._last_error()}".strip()) from error
+            if reason == "model_damaged" and request["kv_type"] != "f16" and "context" in str(error):
+                reason = "unsupported"  # the file was read; not every model can keep what it read quantized
+            remedy = " Set kv_type to f16." if reason == "unsupported" else ""
+            raise Refused(reason, f"{error}. {self._last_error()}{remedy}".strip()) from error
         except jinja2.TemplateError as error:
             raise Refused("template_failed", f"The model's chat template is broken: {error}") from error
         except MemoryError as error:
@@ -201,47 +150,22 @@ class Model:
     def _token_text(self, token: int) -> str:
         return str(self.llama._model.token_get_text(token)) if token != -1 else ""
 
-    def _control_tokens(self) -> re.Pattern[str] | None:
-        """A pattern of the texts that would be read as control tokens, `<|im_end|>` for example."""
+    def _control_tokens(self) -> set[str]:
+        """The texts of control tokens."""
         native = self._native
-        texts = {
+        return {
             (native.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", errors="ignore")
             for token in range(self.llama.n_vocab())
             if native.llama_vocab_is_control(self._vocab, token)
         }
-        longest_first = sorted((text for text in texts if len(text) > 2), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-    def _harmless(self, text: str) -> str:
-        """The text without control tokens: a document must not be able to end the person's turn.
-
-        A zero-width space after the first character makes them ordinary text.
-        """
-        if self._control is None:
-            return text
-        return self._control.sub(lambda found: found[0][0] + "\u200b" + found[0][1:], text)
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        """The prompt, by the model's own template."""
-        import jinja2
-
-        # A template is a program of the model's maker: whatever it can raise inside the sandbox.
-        failures = (jinja2.TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError,
-                    RecursionError)  # fmt: skip
-        messages = [{"role": m["role"], "content": self._harmless(m["content"])} for m in messages]
-        try:
-            return str(self._formatter(messages=messages).prompt)
-        except failures:
-            # Some templates refuse a system message, or two messages of one role in a row: say it in the way they do.
-            try:
-                return str(self._formatter(messages=_alternating(messages)).prompt)
-            except failures as error:
-                raise Refused("template_failed", f"The model's chat template failed: {error}") from error
 
     def tokens(self, request: dict[str, Any]) -> list[int]:
         """The tokens of the messages, with the template; or of a prompt as it stands, its control tokens included."""
         if "messages" in request:
-            text, add_bos = self._render(request["messages"]), False  # templates write the first token themselves
+            add_bos = False  # templates write the first token themselves
+            text = rendered(
+                request["messages"], lambda turns: str(self._formatter(messages=turns).prompt), self._control
+            )
         else:
             text, add_bos = request["prompt"], self.llama._model.add_bos_token()
         try:
@@ -255,7 +179,7 @@ class Model:
         if "messages" in request:
             return [len(self.tokens(request))]
         return [
-            len(self.llama.tokenize(self._harmless(text).encode("utf-8", errors="replace"), add_bos=False))
+            len(self.llama.tokenize(harmless(text, self._control).encode("utf-8", errors="replace"), add_bos=False))
             for text in request["texts"]
         ]
 
@@ -377,27 +301,6 @@ class Model:
         )
 
 
-def lacks_memory(log: str) -> bool:
-    """Whether what llama.cpp, ggml or OpenMP wrote before they gave up means that memory ran out."""
-    signs = (
-        "failed to allocate", "unable to allocate", "allocate memory", "out of memory", "bad_alloc", "MemoryError",
-        "mem_buffer != NULL", "Thread creation failed",
-    )  # fmt: skip
-    return any(sign.lower() in log.lower() for sign in signs)
-
-
-def _alternating(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The same words as turns of user and assistant only, the system's in front of the person's."""
-    turns: list[dict[str, str]] = []
-    for message in messages:
-        role = "assistant" if message["role"] == "assistant" else "user"
-        if turns and turns[-1]["role"] == role:
-            turns[-1] = {"role": role, "content": turns[-1]["content"] + "\n\n" + message["content"]}
-        else:
-            turns.append({"role": role, "content": message["content"]})
-    return turns
-
-
 def _keep_native_log(native: Any) -> collections.deque[str]:
     """Collect what llama.cpp warns about; its own log goes to a standard error that is closed while loading."""
     lines: collections.deque[str] = collections.deque(maxlen=40)
@@ -440,77 +343,5 @@ class _progress:
         self._native.llama_model_default_params = self._make
 
 
-def _take_pipes() -> tuple[BinaryIO, Pipe]:
-    """Own the two pipes, so that nothing printed by a library can get between the lines."""
-    requests = os.fdopen(os.dup(0), "rb")
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    return requests, Pipe(replies)
-
-
-def _listen(
-    lines: Iterable[bytes], work: queue.SimpleQueue[dict[str, Any]], counts: queue.SimpleQueue[dict[str, Any]],
-    stopped: set[int],
-) -> None:  # fmt: skip
-    """Sort the requests as they come; ends the process when the parent is gone."""
-    for line in lines:
-        request = json.loads(line)
-        if request["do"] == "stop":
-            stopped.add(request["id"])
-        else:
-            (counts if request["do"] == "count" else work).put(request)
-    os._exit(0)
-
-
-def _watch_parent(parent: int) -> None:
-    """End with the parent even when another process holds the pipe open (one forked from it, for example)."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(0)
-
-
-def _serve(model: Model, requests: queue.SimpleQueue[dict[str, Any]], pipe: Pipe, stopped: set[int]) -> None:
-    """Serve requests one after the other, for ever."""
-    while True:
-        request = requests.get()
-        try:
-            if request["do"] == "count":
-                pipe.send(request["id"], counts=model.count(request))
-            elif request["id"] in stopped:
-                pipe.send(request["id"], end={"finish_reason": "stopped"})
-            else:
-                model.answer(request)
-        except Refused as refused:
-            pipe.send(request["id"], error=refused.reason, message=str(refused), **refused.details)
-        stopped.discard(request["id"])
-
-
-def main() -> None:
-    """Load the model named by the first request, then serve until the parent closes the pipe."""
-    lines, pipe = _take_pipes()
-    work: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    counts: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    stopped: set[int] = set()
-    threading.Thread(target=_listen, args=(lines, work, counts, stopped), daemon=True).start()
-    if sys.platform != "win32":
-        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
-    load = work.get()
-    try:
-        model = Model(load, pipe, stopped.__contains__)
-    except Refused as refused:
-        pipe.send(load["id"], error=refused.reason, message=str(refused))
-        os._exit(1)
-    except (ImportError, OSError, RuntimeError) as error:
-        # The library is missing, or was built against another one: RuntimeError is how llama_cpp reports that.
-        pipe.send(load["id"], error="not_installed", message=f"llama-cpp-python cannot be used: {error}")
-        os._exit(1)
-    pipe.send(load["id"], ready=model.ready)
-    threading.Thread(target=_serve, args=(model, counts, pipe, stopped), daemon=True).start()
-    _serve(model, work, pipe, stopped)
-
-
 if __name__ == "__main__":
-    main()
+    run(Model, "llama-cpp-python")

@@ -23,19 +23,20 @@ import os
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from docmind.backends import NOT_WRITING, Detection, ModelInfo, Option, checked_options
-from docmind.backends.places import where_text_goes
+from docmind.backends import DEADLINES, NOT_WRITING, Detection, ModelInfo, Option, checked_options
+from docmind.backends.places import server_address, where_text_goes
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
 from docmind.keys import find_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import threading
+    from collections.abc import Callable, Mapping
 
     import httpx
     from llama_index.core.llms import LLM
 
+    from docmind.backends import Progress
     from docmind.config import Config
 
 LABEL = "Ollama"
@@ -73,15 +74,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("seed", int, None, "", "The same number repeats an answer, but for rounding; by default a new one.", 0,
            (1 << 31) - 1, per_call=True),
     Option("stop", list, None, "texts", "The answer ends in front of any of these.", per_call=True),
-    Option("first_token_seconds", float, 300.0, "seconds", "The longest wait for the first word; loading a large model "
-           "takes minutes.", 1, 86_400, per_call=True),
-    Option("idle_seconds", float, 60.0, "seconds", "The longest wait between two words.", 1, 86_400, per_call=True),
-    Option("total_seconds", float, None, "seconds", "The longest answer in time; by default without limit.", 1, 86_400,
-           per_call=True),
+    *DEADLINES,
 )  # fmt: skip
 
 CALL_OPTIONS = tuple(option for option in OPTIONS if option.per_call)
 
+USUAL_PORT = 11434
 DEFAULT_WINDOW = 8192  # tokens; more is a choice, for its memory
 UNKNOWN_WINDOW = 4096  # tokens, for a model that does not say
 CONNECT_SECONDS = 0.8  # a server that is there accepts in milliseconds, also across a house
@@ -99,30 +97,12 @@ _DURATION = re.compile(r"-?\d+(\.\d+)?(ns|us|ms|s|m|h)?([\d.]+(ns|us|ms|s|m|h))*
 def address(given: str | None = None) -> str:
     """The server's address: what was given, else OLLAMA_HOST as Ollama reads it, else the usual one.
 
-    OLLAMA_HOST may be a host, host:port or a URL. 0.0.0.0 and [::] are what a server listens on; asking it means this
-    machine. Without a scheme the port is 11434, with one it is the scheme's.
     Source: envconfig.Host in https://github.com/ollama/ollama/blob/main/envconfig/config.go
 
     Raises:
         BackendError: It is no address (`invalid_option`).
     """
-    said = (given or os.environ.get("OLLAMA_HOST") or "").strip().strip("\"'")
-    scheme, separator, rest = said.partition("://")
-    if not separator:
-        scheme, rest = "http", said
-    try:
-        parts = urlsplit(f"{scheme}://{rest}")
-        host, port = parts.hostname, parts.port
-    except ValueError:  # a port that is no number, or an open bracket
-        host, port, parts = None, None, urlsplit("")
-    if scheme not in ("http", "https") or (rest and host is None and not rest.startswith(":")):
-        raise BackendError(
-            f"'{said[:200]}' is no address.", "Write it as http://127.0.0.1:11434.", reason="invalid_option"
-        )
-    usual = {"http": 80, "https": 443}[scheme] if separator else 11434
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host or "", host or "127.0.0.1")
-    host = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{host}:{port or usual}{parts.path.rstrip('/')}"
+    return server_address(given or os.environ.get("OLLAMA_HOST") or "", USUAL_PORT)
 
 
 # What is there --------------------------------------------------------------------------------------------------------
@@ -146,7 +126,8 @@ def detect(config: Config, options: Mapping[str, Any] | None = None) -> Detectio
     except BackendError as absence:
         where = url or os.environ.get("OLLAMA_HOST")  # also what is no address: people are told where text would go
         return Detection("ollama", LABEL, False, absence.reason, absence.hint, where, None, ())
-    reason, hint = None, _outdated(listing.version)
+    warnings = [_outdated(listing.version), _exposed(url)]
+    reason, hint = None, " ".join(filter(None, warnings)) or None
     if importlib.util.find_spec("ollama") is None:
         reason, hint = "not_installed", f"Run: {INSTALL}"
     elif not any(model.reason is None for model in listing.models):
@@ -162,6 +143,11 @@ def models(config: Config, options: Mapping[str, Any] | None = None) -> tuple[Mo
     return detect(config, options).models
 
 
+def how_to_get(config: Config, model: str) -> str:
+    """How to get a model that is not there."""
+    return f"Run: ollama pull {model}"
+
+
 def _outdated(version: str | None) -> str | None:
     """A warning about a server that is too old, or None."""
     found = re.match(r"(\d+)\.(\d+)\.(\d+)", version or "")
@@ -169,6 +155,19 @@ def _outdated(version: str | None) -> str | None:
         return None
     oldest = ".".join(map(str, OLDEST_VERSION))
     return f"Ollama {version} has a known security fault: update it to {oldest} or newer, https://ollama.com/download"
+
+
+def _exposed(url: str) -> str | None:
+    """A warning about a server on this machine that others can reach, or None."""
+    from docmind.backends.ollama_models import reachable_at
+
+    address = reachable_at(url)
+    if address is None:
+        return None
+    return (
+        f"Others in your network can use this Ollama too (at {address}), it has no password: unless you want that, "
+        "remove OLLAMA_HOST where Ollama is started, or set it to 127.0.0.1, and start Ollama again."
+    )
 
 
 def _listing(config: Config, url: str, only: str | None = None) -> Listing:
@@ -207,7 +206,8 @@ async def _ask_listing(config: Config, url: str, only: str | None) -> Listing:
             _get(client, "/api/version"), _get(client, "/api/tags"), _get(client, "/api/ps")
         )
         loaded = loaded_windows(running)
-        found = [info for entry in _entries(tags) if (info := _info(entry, loaded)) is not None]
+        memory = _memory(running)
+        found = [info for entry in _entries(tags) if (info := _info(entry, loaded, memory)) is not None]
         at_once = asyncio.Semaphore(_SHOWN_AT_ONCE)
         detailed = await asyncio.gather(
             *(_detailed(client, at_once, info) if only in (None, *names(info.name)) else _same(info) for info in found)
@@ -226,13 +226,25 @@ def loaded_windows(running: dict[str, Any]) -> dict[str, int | None]:
     }
 
 
+def _memory(running: dict[str, Any]) -> dict[str, tuple[int | None, int | None]]:
+    """What each of the models that /api/ps lists takes, in bytes: in all, and of it on graphics cards."""
+    from docmind.backends.careful_http import clean, count
+
+    return {
+        clean(entry.get("model") or entry.get("name")): (count(entry.get("size")), count(entry.get("size_vram")))
+        for entry in _entries(running)
+    }
+
+
 def _entries(answer: dict[str, Any]) -> list[dict[str, Any]]:
     """The entries of a listing that are any."""
     entries = answer.get("models")
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
-def _info(entry: dict[str, Any], loaded: Mapping[str, int | None]) -> ModelInfo | None:
+def _info(
+    entry: dict[str, Any], loaded: Mapping[str, int | None], memory: Mapping[str, tuple[int | None, int | None]]
+) -> ModelInfo | None:
     """A model as /api/tags lists it; None for a name that no model has."""
     from docmind.backends.careful_http import clean, count, plain
 
@@ -242,7 +254,11 @@ def _info(entry: dict[str, Any], loaded: Mapping[str, int | None]) -> ModelInfo 
     details = entry.get("details")
     quantization = plain(clean(details.get("quantization_level")))[:20] if isinstance(details, dict) else ""
     reason = "cloud_model" if entry.get("remote_host") or entry.get("remote_model") else None
-    return ModelInfo(name, None, count(entry.get("size")), quantization or None, name in loaded, reason=reason)
+    in_all, on_gpu = memory.get(name, (None, None))
+    return ModelInfo(
+        name, None, count(entry.get("size")), quantization or None, name in loaded, reason=reason, memory_bytes=in_all,
+        gpu_bytes=on_gpu,
+    )  # fmt: skip
 
 
 async def _detailed(client: httpx.AsyncClient, at_once: asyncio.Semaphore, info: ModelInfo) -> ModelInfo:
@@ -281,6 +297,11 @@ async def _get(client: httpx.AsyncClient, path: str, body: dict[str, Any] | None
     if status >= 400:
         raise refusal(status, str(answer.get("error")), str(client.base_url))
     return answer
+
+
+def is_name(text: str) -> bool:
+    """Whether a model can be called so."""
+    return _NAME.fullmatch(text) is not None
 
 
 def names(name: str) -> tuple[str, str]:
@@ -330,6 +351,76 @@ def refusal(status: int, text: str, url: str) -> BackendError:
             reason="bad_response",
         )
     return BackendError(f"Ollama failed: {said}", "Try again; `ollama ps` and Ollama's log say more.")
+
+
+# What it does with its models -----------------------------------------------------------------------------------------
+
+
+def pull(
+    config: Config,
+    model: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    progress: Callable[[Progress], None],
+    stop: threading.Event,
+) -> None:
+    """Fetch a model from Ollama's library. A stop ends it within a second; the next pull goes on where it ended.
+
+    Args:
+        progress: Called with the bytes of all layers that are known by then together; more may become known.
+
+    Raises:
+        ModelNotFound: Ollama's library has none of that name.
+        BackendUnavailable: The server is not there, or cannot reach the library.
+        BackendError: `disk_full`, `wrong_checksum`, `no_end_marker` (it never said that the model is there), …
+    """
+    from docmind.backends import ollama_models
+
+    ollama_models.pull(config, address((options or {}).get("url")), model, progress, stop)
+
+
+def delete(config: Config, model: str, options: Mapping[str, Any] | None = None) -> None:
+    """Remove a model from the server's disk.
+
+    Raises:
+        BackendUnavailable: The server is not there.
+        ModelNotFound: It has no such model.
+    """
+    from docmind.backends import ollama_models
+
+    ollama_models.delete(config, address((options or {}).get("url")), model)
+
+
+def load(
+    config: Config,
+    model: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    progress: Callable[[Progress], None],
+    stop: threading.Event,
+) -> None:
+    """Bring a model into the server's memory, with the window that a call would have.
+
+    After a stop the server goes on loading: it has no way to be told otherwise.
+
+    Raises:
+        BackendError: As from `build`, or the server cannot load it (`out_of_memory`).
+    """
+    from docmind.backends import ollama_models
+
+    ollama_models.load(build(config, model, options), progress, stop)  # type: ignore[arg-type]  # it is an OllamaLLM
+
+
+def unload(config: Config, model: str, options: Mapping[str, Any] | None = None) -> None:
+    """Free the memory a model takes; one that is answering goes when it has finished.
+
+    Raises:
+        BackendUnavailable: The server is not there.
+        ModelNotFound: It has no such model.
+    """
+    from docmind.backends import ollama_models
+
+    ollama_models.unload(config, address((options or {}).get("url")), model)
 
 
 # Building -------------------------------------------------------------------------------------------------------------

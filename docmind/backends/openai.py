@@ -57,12 +57,14 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
 
 async def pieces(call: Call) -> AsyncGenerator[Piece, None]:
     """What comes of a chat completion."""
-    import httpx
     import openai
 
+    from docmind.backends.cloud_transport import http_library
+
     client = openai.AsyncOpenAI(
-        api_key=call.key, base_url=call.url, max_retries=0, timeout=None, http_client=call.transport.client(httpx)
-    )
+        api_key=call.key, base_url=call.url, max_retries=0, timeout=None,
+        http_client=call.transport.client(http_library(openai.DefaultAsyncHttpxClient)),
+    )  # fmt: skip
     async for piece in completion(call, client, WIRE):
         yield piece
 

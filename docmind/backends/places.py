@@ -7,7 +7,7 @@ import ipaddress
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
-from docmind.errors import ConsentMissing, SettingsError
+from docmind.errors import BackendError, ConsentMissing, SettingsError
 from docmind.settings import Settings, read_settings, save_settings
 
 if TYPE_CHECKING:
@@ -48,6 +48,36 @@ def place_of(address: str) -> Place:
     if ip.is_loopback:
         return "this device"
     return "your network" if ip.is_private else "the internet"
+
+
+def server_address(said: str, usual_port: int) -> str:
+    """The address of a server from a host, host:port or URL; ws:// means http://, and nothing means this machine.
+
+    0.0.0.0 and [::] are what a server listens on; asking it means this machine. Without a scheme the port is the usual
+    one, with a scheme it is the scheme's.
+
+    Raises:
+        BackendError: It is no address (`invalid_option`).
+    """
+    said = said.strip().strip("\"'")
+    scheme, separator, rest = said.partition("://")
+    if not separator:
+        scheme, rest = "http", said
+    scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port that is no number, or an open bracket
+        host, port, parts = None, None, urlsplit("")
+    is_here = not said or rest.startswith(":")
+    if scheme not in ("http", "https") or not (host or is_here):
+        raise BackendError(
+            f"'{said[:200]}' is no address.", f"Write it as http://127.0.0.1:{usual_port}.", reason="invalid_option"
+        )
+    usual = {"http": 80, "https": 443}[scheme] if separator else usual_port
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host or "", host or "127.0.0.1")
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}:{port or usual}{parts.path.rstrip('/')}"
 
 
 def origin(url: str) -> str:

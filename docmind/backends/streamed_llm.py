@@ -7,7 +7,7 @@ beside LlamaIndex. docs/add-a-backend.md shows the smallest backend.
 *What `raw` says.* Every response carries a dictionary:
 
 - `phase`: "waiting" (with `ahead`, the questions before this one), "loading" and "reading" (with `done` and `total`
-  where they are known), "thinking" or "writing".
+  where they are known: percent and tokens), "thinking" or "writing".
 - A thinking model's thoughts come as responses with phase "thinking", `delta` "" and the new piece in
   `additional_kwargs["thinking_delta"]`. They never become part of the content.
 - Only the last response has a `finish_reason`: "stop", "length", or "stopped" by `stop`. With it come the figures, as
@@ -23,6 +23,7 @@ beside LlamaIndex. docs/add-a-backend.md shows the smallest backend.
   | `first_token_seconds` | from the end of loading to the first piece |
   | `tokens_per_second` | of writing |
   | `context_window` | tokens the model was given for prompt and answer |
+  | `settings_left_out` | arguments of the call that the server refused, so that it was asked without them |
   | `context_cut` | True when the server must have left out part of the prompt; otherwise absent |
 
 - A stream that ends without a `finish_reason` was not completed: the call raises `BackendError` with the reason

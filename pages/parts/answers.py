@@ -10,7 +10,7 @@ from docmind import embed
 from docmind.errors import DocMindError, DocumentNotFound
 from docmind.events import FellBack, ModelWaiting, StepFinished, StepStarted, TextDelta
 from docmind.parse.boxes import boxes_for
-from docmind.wording import DOING, counted, step_line, waiting_line
+from docmind.wording import DOING, counted, left_out_words, step_line, waiting_line
 from pages.parts.frame import show_error
 from pages.parts.safe import answer as inert
 from pages.parts.safe import answer_with_chips, plain
@@ -167,6 +167,8 @@ def _draw_receipt(message: Message) -> None:
     read, window = timings.get("prompt_tokens"), context.get("window")
     if read and window:
         figures.append(f"{read:,}/{window:,} {meter(read / window)}")
+    if details.get("settings_left_out"):
+        figures.append(plain(left_out_words(details["settings_left_out"], details.get("backend") or "it"), limit=120))
     if not figures:
         return
     with st.popover(f":gray[{' · '.join(figures)}]", type="tertiary", key=f"receipt-{message.message_id}"):
@@ -196,6 +198,8 @@ def _receipt_table(details: dict[str, Any], timings: dict[str, Any], context: di
         ("Backend", plain(details.get("backend") or "–")),
         ("Profile", plain(details.get("profile") or "–")),
     ]
+    if details.get("choice"):
+        rows.append(("Chosen", plain(details["choice"], limit=300)))
     return "| | |\n|---|---:|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 

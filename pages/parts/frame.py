@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from docmind.library import Library
     from docmind.profiles import Profile
 
-DETECTION_SECONDS = 60  # how long what was found of the backends is taken as true; a button looks again
+AUTO_LABEL = "Auto: first that answers"
 PRELOADED_MODEL_BYTES = 1_000_000_000  # a larger model is loaded by the first question, not by looking at the page
 _preload_lock = threading.Lock()
 _preloaded = False
@@ -49,20 +49,20 @@ def library() -> Library:
     return _open_library(str(config().home))
 
 
-@st.cache_data(ttl=DETECTION_SECONDS, show_spinner=False)
-def detections(home: str) -> list[Detection]:
-    """What every backend says of itself, in the registry's order; cached for a minute."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from docmind.backends import REGISTRY, backend
-
-    with ThreadPoolExecutor(len(REGISTRY)) as threads:  # each waits for its own server
-        return list(threads.map(lambda name: backend(name).detect(load_config(home)), REGISTRY))
-
-
 def found_backends() -> list[Detection]:
-    """`detections` for the data folder in use."""
-    return detections(str(config().home))
+    """What every backend says of itself, in the registry's order; kept for a minute, and never waited for long."""
+    from docmind.detection import detect_all
+
+    return detect_all(config())
+
+
+@st.fragment(run_every=1.0)
+def watch_backends() -> None:
+    """Draws the page anew when a backend that was slow has answered."""
+    from docmind.detection import is_complete
+
+    if is_complete(config()):
+        st.rerun()
 
 
 def show_error(error: DocMindError) -> None:
@@ -75,12 +75,10 @@ def show_error(error: DocMindError) -> None:
 
 def profiles() -> list[Profile]:
     """The profiles that can be used; a broken file of one is told on the Models page and does not hide the others."""
-    from docmind.profiles import find_profile, load_profiles
+    from docmind.profiles import find_profile, readable_profiles
 
-    try:
-        return [profile for profile in load_profiles(config()) if profile.enabled]
-    except DocMindError:
-        return [find_profile(config())]
+    enabled = [profile for profile in readable_profiles(config())[0] if profile.enabled]
+    return enabled or [find_profile(config())]
 
 
 def choice() -> dict[str, Any]:

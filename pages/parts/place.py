@@ -7,6 +7,7 @@ from typing import Final
 
 import streamlit as st
 
+from docmind import detection
 from docmind.backends.places import allow, is_allowed, where_text_goes
 from docmind.errors import SettingsError
 from docmind.settings import Settings, read_settings, save_settings
@@ -14,9 +15,9 @@ from pages.parts import frame
 from pages.parts.safe import plain
 
 WORDS: Final = {
-    "this device": (":green[●] on this device", "Questions and documents do not leave this machine."),
-    "your network": (":orange[●] on your network: {host}", "Questions and passages are sent to this machine."),
-    "the internet": (":red[●] on the internet: {host}", "Questions and passages are sent to this address."),
+    "this device": ":green[●] on this device",
+    "your network": ":orange[●] on your network: {host}",
+    "the internet": ":red[●] on the internet: {host}",
 }
 
 
@@ -28,13 +29,14 @@ def draw_place(url: str | None) -> None:
         frame.show_error(error)
         return
     place, host = where_text_goes(url)
-    words, explained = WORDS[place]
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", key="place"):
-        st.caption(words.format(host=plain(host, limit=60)), help=explained, width="content")
+    with st.container(
+        horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", gap="small", key="place"
+    ):
+        st.caption(WORDS[place].format(host=plain(host, limit=60)), width="content")
         st.session_state["local_only"] = settings.local_only  # another tab, or the command line, may have changed it
         st.toggle(
             "Local only", key="local_only", on_change=_switch,
-            help="Nothing is asked or sent beyond this device, whatever is chosen or allowed.",
+            help="Nothing of you leaves this device, whatever is chosen or allowed.",
         )  # fmt: skip
     if url is not None and place != "this device":
         _draw_consent(settings, url, host)
@@ -55,7 +57,7 @@ def _switch() -> None:
     """Keep what the switch says; what was found elsewhere is looked at anew."""
     settings = read_settings(frame.config())
     save_settings(frame.config(), dataclasses.replace(settings, local_only=st.session_state["local_only"]))
-    frame.detections.clear()
+    detection.forget()
 
 
 def _allow(url: str, is_allowed: bool) -> None:

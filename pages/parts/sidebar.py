@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from docmind import chats, runs
+from docmind import chats, detection, routing, runs
+from docmind.errors import DocMindError
 from docmind.metrics import answers
-from docmind.profiles import DEFAULT
+from docmind.profiles import AUTO, DEFAULT, ROLES
 from pages.parts import frame
 from pages.parts.panel import draw_strip
 from pages.parts.place import draw_place
@@ -136,42 +137,65 @@ def _used_last(found: dict[str, Detection], profiles: list[Profile]) -> tuple[st
     """Profile, backend and model of the newest answer, where they are still there: a reload goes on with them."""
     for last in answers(frame.library(), limit=1):
         there = [model.name for model in found[last.backend].models] if last.backend in found else []
+        profile = next((p for p in profiles if p.name == last.profile), None)
+        if profile is not None and profile.backend == AUTO:
+            return profile.name, *_place_of(profile)
         if last.backend and last.model in there:
-            profile = last.profile if any(p.name == last.profile for p in profiles) else None
-            return profile, last.backend, str(last.model)
+            return profile.name if profile else None, last.backend, str(last.model)
     return None
+
+
+def _place_of(profile: Profile) -> tuple[str, str]:
+    """Where the two boxes stand for a profile; `auto` has roles in place of models."""
+    return profile.backend, profile.name if profile.backend == AUTO else profile.model
 
 
 def _draw_model() -> None:
     """Backend and model, switched on the fly: the next question goes to what is chosen here."""
     state = st.session_state
-    found = {detection.backend: detection for detection in frame.found_backends()}
+    found = {one.backend: one for one in frame.found_backends()}
+    if not detection.is_complete(frame.config()):
+        frame.watch_backends()
     profiles = frame.profiles()
     wanted = state.pop("pending_profile", None)
     if wanted or not state.get("backend"):
         first = next((p for p in profiles if p.name == (wanted or DEFAULT)), profiles[0])
-        chosen = first.name, first.backend, first.model
+        chosen = first.name, *_place_of(first)
         state["profile"], state["backend"], state["model"] = (None if wanted else _used_last(found, profiles)) or chosen
-    names = [name for name, detection in found.items() if detection.available] or list(found)
+    roles = sorted((p for p in profiles if p.backend == AUTO), key=lambda p: [*ROLES, ""].index(p.role))
+    names = [AUTO] if roles else []
+    names += [name for name, one in found.items() if one.available] or list(found)
     if state["backend"] not in names:
         names.insert(0, state["backend"])
     backend = st.selectbox(
         "Backend", names, names.index(state["backend"]),
-        format_func=lambda name: found[name].label if name in found else name,
+        format_func=lambda name: found[name].label if name in found else frame.AUTO_LABEL if name == AUTO else name,
     )  # fmt: skip
-    detection = found.get(backend)
-    models = [model.name for model in detection.models if model.reason is None] if detection else []
+    there = found.get(backend)
+    models = [model.name for model in there.models if model.reason is None] if there else []
+    models = [role.name for role in roles] if backend == AUTO else models
     current = state["model"] if backend == state["backend"] else (models[0] if models else None)
     if current is not None and current not in models:
         models.insert(0, current)
     model = st.selectbox(
-        "Model", models, models.index(current) if current in models else None, placeholder="No model found",
+        "Role" if backend == AUTO else "Model", models, models.index(current) if current in models else None,
+        placeholder="No model found",
         help="The next question goes to this model; what was answered before stays.",
     )  # fmt: skip
     if (backend, model) != (state["backend"], state["model"]):
         # A profile made for this model brings its settings along.
-        fitting = next((p for p in profiles if (p.backend, p.model) == (backend, model)), None)
+        fitting = next((p for p in profiles if _place_of(p) == (backend, model)), None)
         state["profile"], state["backend"], state["model"] = fitting and fitting.name, backend, model
     profile = next((p for p in profiles if p.name == state["profile"]), None)
+    if profile is not None and profile.backend == AUTO:
+        try:
+            resolved = routing.resolve(frame.config(), profile, is_patient=False)
+        except DocMindError as error:  # the settings cannot be read
+            frame.show_error(error)
+            return
+        otherwise = f"no model of this role; {profile.fallbacks[0]} answers" if profile.fallbacks else "no model"
+        st.caption(f"→ {plain(resolved.chosen or otherwise, limit=80)}", help=plain(resolved.words, limit=300))
+        profile = next(iter(resolved.profiles), None)
+        there = found.get(profile.backend) if profile else None
     own_url = profile.options.get("url") if profile else None  # a profile may name another machine
-    draw_place(own_url or (detection.url if detection else None))
+    draw_place(own_url or (there.url if there else None))

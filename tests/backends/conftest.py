@@ -8,6 +8,7 @@ import pytest
 from llama_index.core.llms import ChatMessage
 
 from docmind.backends import llama_cpp
+from docmind.backends.openai_compatible_presets import PRESETS
 from docmind.config import Config
 
 
@@ -15,7 +16,11 @@ from docmind.config import Config
 def no_server_of_the_developer(monkeypatch):
     """A server that happens to run here is not asked: nothing listens on port 9."""
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
-    monkeypatch.delenv("OLLAMA_API_KEY", raising=False)
+    monkeypatch.setenv("LMSTUDIO_HOST", "127.0.0.1:9")
+    monkeypatch.setenv("OPENAI_COMPATIBLE_URL", "http://127.0.0.1:9")
+    keys = ["OLLAMA_API_KEY", "OPENAI_COMPATIBLE_KEY", *(preset.key for preset in PRESETS if preset.key)]
+    for name in keys:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from servers import clouds
+import tiny_model
+from servers import clouds, openai_compatible
+from servers import lm_studio as lm_studio_server
 from servers.ollama import serve
 
 from docmind.backends import backend, llama_cpp
@@ -42,7 +44,6 @@ class Peer:
         reject_key: A context in which no key is right; None: it has no keys.
         down: A context in which nothing listens; it gives a model that was built while something did, and the options
             that lead there. None: the backend starts what it needs by itself.
-        lists_models: Whether it can tell a model that is not there before a question.
     """
 
     llm: Any
@@ -55,7 +56,6 @@ class Peer:
     mend: Callable[[], None] = lambda: None
     reject_key: Callable[[], contextlib.AbstractContextManager] | None = None
     down: Callable[[], contextlib.AbstractContextManager] | None = None
-    lists_models: bool = True
 
     def wait_until_idle(self):
         """Wait until nothing is computed any more."""
@@ -119,6 +119,96 @@ def ollama_peer(config):
 
 
 @contextlib.contextmanager
+def lm_studio_peer(config):
+    """The stand-in, which repeats the words of the question."""
+    model = "qwen/qwen3-4b-2507"
+    with lm_studio_server.serve(pace_seconds=0.012) as server:
+        options = {"url": server.url, "temperature": 0.0, "context_window": 8000}
+
+        @contextlib.contextmanager
+        def reject_key():
+            server.key = "right"
+            yield
+            server.key = None
+
+        @contextlib.contextmanager
+        def down():
+            with lm_studio_server.serve() as other:
+                gone = backend("lm-studio").build(config, model, {"url": other.url})
+            yield gone, {"url": other.url}
+
+        def set_breaking_off(is_breaking_off):
+            server.is_breaking_off = is_breaking_off
+
+        yield Peer(
+            backend("lm-studio").build(config, model, options),
+            model,
+            options,
+            "lmstudio",
+            working=lambda: server.answering,
+            window=lambda: server.loaded[model].window,
+            break_off=lambda: set_breaking_off(True),
+            mend=lambda: set_breaking_off(False),
+            reject_key=reject_key,
+            down=down,
+        )
+
+
+@contextlib.contextmanager
+def openai_compatible_peer(config):
+    """The stand-in as llama-server; the real one is in test_openai_compatible.py."""
+    with openai_compatible.serve(pace_seconds=0.012, window=8000) as server:
+        options = {"url": f"{server.url}/v1", "temperature": 0.0, "context_window": 8000}
+
+        @contextlib.contextmanager
+        def reject_key():
+            server.key = "right"
+            yield
+            server.key = None
+
+        @contextlib.contextmanager
+        def down():
+            with openai_compatible.serve() as other:
+                gone = backend("openai-compatible").build(config, "qwen3-4b", {"url": other.url})
+            yield gone, {"url": other.url}
+
+        def set_breaking_off(is_breaking_off):
+            server.is_breaking_off = is_breaking_off
+
+        yield Peer(
+            backend("openai-compatible").build(config, "qwen3-4b", options),
+            "qwen3-4b",
+            options,
+            package=None,
+            working=lambda: server.answering,
+            window=lambda: server.window,
+            break_off=lambda: set_breaking_off(True),
+            mend=lambda: set_breaking_off(False),
+            reject_key=reject_key,
+            down=down,
+        )
+
+
+@contextlib.contextmanager
+def transformers_peer(config):
+    """A model of random weights in its child process."""
+    tiny_model.make(config.home / "models" / "tiny")
+    options = {"temperature": 0.0, "context_window": 8000}
+    llm = backend("transformers").build(config, "tiny", options)
+    llm.warm_up()
+    yield Peer(
+        llm,
+        "tiny",
+        options,
+        "transformers",
+        working=lambda: 0 if llm._child.is_idle else 1,
+        window=lambda: llm._child.load["window"],
+        break_off=lambda: psutil.Process(llm.process_id).kill(),
+    )
+    llm.close()
+
+
+@contextlib.contextmanager
 def cloud_peer(name, config):
     """A stand-in under the cloud's own package; skipped where that is not installed."""
     clouds.skip_unless_installed(name)
@@ -156,13 +246,15 @@ def cloud_peer(name, config):
             mend=lambda: set_breaking_off(False),
             reject_key=reject_key,
             down=down,
-            lists_models=backend(name).CLOUD.has_listing,
         )
 
 
 PEERS = {
     "llama.cpp": llama_cpp_peer,
     "ollama": ollama_peer,
+    "lm-studio": lm_studio_peer,
+    "openai-compatible": openai_compatible_peer,
+    "transformers": transformers_peer,
     **{name: functools.partial(cloud_peer, name) for name in clouds.FORMATS},
 }
 

@@ -223,8 +223,6 @@ def test_an_option_nobody_knows_is_refused_with_the_nearest(peer, name, config):
 
 def test_a_model_that_is_not_there_names_those_that_are(peer, name, config):
     """The error says what to choose."""
-    if not peer.lists_models:
-        pytest.skip("this backend cannot list all it has; a question finds out")
     with pytest.raises(ModelNotFound) as caught:
         backend(name).build(config, "no-such-model", peer.options)
     assert caught.value.reason == "model_missing"

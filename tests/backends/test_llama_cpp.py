@@ -19,8 +19,9 @@ import pytest
 from llama_index.core.llms import ChatMessage
 from peers import ticks_at_each_word
 
+from docmind.backends import child as child_module
 from docmind.backends import llama_cpp
-from docmind.backends.llama_cpp_child import StopStrings, _alternating, lacks_memory
+from docmind.backends.child_side import StopStrings, alternating, lacks_memory
 from docmind.config import Config
 from docmind.errors import (
     BackendBusy,
@@ -202,7 +203,7 @@ def test_a_document_cannot_end_the_persons_turn(llm, ask):
 def test_a_template_that_wants_turns_gets_turns():
     """The system's words go in front of the person's, equal roles in a row become one."""
     given = [("system", "Be kind."), ("user", "a"), ("user", "b"), ("assistant", "c")]
-    turns = _alternating([{"role": role, "content": content} for role, content in given])
+    turns = alternating([{"role": role, "content": content} for role, content in given])
     assert [(turn["role"], turn["content"]) for turn in turns] == [("user", "Be kind.\n\na\n\nb"), ("assistant", "c")]
 
 
@@ -389,7 +390,7 @@ def test_crashes_in_a_row_lead_to_a_pause(unloaded, ask):
 )  # fmt: skip
 def test_an_exit_status_tells_the_kind_of_crash(code, is_loading, reason):
     """Signals on POSIX, NTSTATUS on Windows."""
-    assert llama_cpp.crash_reason(code, "", is_loading=is_loading) == reason
+    assert child_module.crash_reason(code, "", is_loading=is_loading) == reason
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGILL to send")
@@ -420,14 +421,14 @@ def test_a_failure_is_told_from_the_native_log(log, is_memory):
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the child with prlimit")
 def test_too_little_memory_is_told_from_damage(unloaded, ask, monkeypatch):
     """With 490 MB of address space the window does not fit; ggml aborts over it, or reports it."""
-    spawn = llama_cpp._spawn
+    spawn = child_module._spawn
 
-    def spawn_limited():
-        popen = spawn()
+    def spawn_limited(*arguments):
+        popen = spawn(*arguments)
         psutil.Process(popen.pid).rlimit(psutil.RLIMIT_AS, (490_000_000, 490_000_000))
         return popen
 
-    monkeypatch.setattr(llama_cpp, "_spawn", spawn_limited)
+    monkeypatch.setattr(child_module, "_spawn", spawn_limited)
     with pytest.raises(BackendError) as caught:
         unloaded.chat(ask("Hi"))
     assert caught.value.reason == "out_of_memory"
@@ -451,15 +452,15 @@ def test_a_damaged_installation_names_the_command(unloaded, ask, monkeypatch, tm
     """The package is there and its native library cannot be loaded: found out in the child."""
     (tmp_path / "llama_cpp").mkdir()
     (tmp_path / "llama_cpp" / "__init__.py").write_text("raise RuntimeError('Failed to load shared library')")
-    spawn = llama_cpp._spawn
+    spawn = child_module._spawn
 
-    def spawn_beside_a_broken_package():
+    def spawn_beside_a_broken_package(*arguments):
         # The first folder on the path is the checkout; the broken package comes before the real one.
         with monkeypatch.context() as patch:
             patch.setenv("PYTHONPATH", str(tmp_path))
-            return spawn()
+            return spawn(*arguments)
 
-    monkeypatch.setattr(llama_cpp, "_spawn", spawn_beside_a_broken_package)
+    monkeypatch.setattr(child_module, "_spawn", spawn_beside_a_broken_package)
     with pytest.raises(BackendUnavailable) as caught:
         unloaded.chat(ask("Hi"))
     assert caught.value.reason == "not_installed"
@@ -541,6 +542,47 @@ def test_one_damaged_file_does_not_hide_the_others(shelf, starter_path):
         assert caught.value.hint
 
 
+# How it is loaded
+
+
+def test_flash_attention_and_a_quantized_cache_answer_on_a_processor(config, ask):
+    """The real model; what it was loaded with is what was asked for."""
+    options = {"kv_type": "q8_0", "context_window": 1024, "temperature": 0.0}
+    llm = llama_cpp.build(config, llama_cpp.STARTER, options)
+    assert (llm._child.load["flash_attention"], llm._child.load["kv_type"]) == (True, "q8_0")
+    answered = llm.chat(ask("What is the capital of France? Answer with one word."), max_tokens=12)
+    assert "Paris" in answered.message.content
+    llm.close()
+
+
+def test_a_quantized_cache_without_flash_attention_is_refused(config):
+    """Before a process is started, with what to set."""
+    options = {"kv_type": "q4_0", "flash_attention": False}
+    with pytest.raises(BackendError) as caught:
+        llama_cpp.build(config, llama_cpp.STARTER, options)
+    assert caught.value.reason == "invalid_option"
+    assert "flash_attention" in caught.value.hint
+
+
+def test_a_model_whose_heads_do_not_fit_a_quantized_cache_is_refused(shelf):
+    """Its header says so: they are no multiple of 32 numbers."""
+    from test_download import gguf
+
+    (shelf.home / "models" / "odd.gguf").write_bytes(gguf())
+    with pytest.raises(BackendError) as caught:
+        llama_cpp.build(shelf, "odd", {"kv_type": "q8_0"})
+    assert caught.value.reason == "invalid_option"
+
+
+def test_a_cache_that_only_llama_cpp_refuses_is_an_error_with_a_remedy(config, ask, monkeypatch):
+    """Not every reason is in the header; the file is not called damaged for it."""
+    monkeypatch.setattr(llama_cpp, "_refuse_unfit_kv_type", lambda *_: None)
+    llm = llama_cpp.build(config, llama_cpp.STARTER, {"kv_type": "q8_0", "flash_attention": False})
+    with pytest.raises(BackendError, match="kv_type to f16") as caught:
+        llm.chat(ask("Hi"))
+    assert caught.value.reason == "unsupported"
+
+
 def test_a_file_damaged_behind_its_header_is_an_error_of_the_load(shelf, starter_path, ask):
     """llama.cpp itself refuses it; the child says why."""
     whole = starter_path.read_bytes()
@@ -564,7 +606,7 @@ def with_template(starter_path, path, template):
 
 def test_an_endless_chat_template_meets_its_deadline(shelf, starter_path, ask, monkeypatch):
     """A model file is a program in a small language; it must not hold the queue for ever."""
-    monkeypatch.setattr(llama_cpp, "_TEMPLATE_SECONDS", 2.0)
+    monkeypatch.setattr(child_module, "_TEMPLATE_SECONDS", 2.0)
     # The sandbox limits a range, not loops in loops.
     loop = b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with_template(starter_path, shelf.home / "models" / "endless.gguf", loop)

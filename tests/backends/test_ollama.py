@@ -11,7 +11,8 @@ import threading
 import httpx
 import pytest
 from llama_index.core.llms import ChatMessage
-from servers.ollama import PATIENCE, Model, Reply, serve, starter_writer
+from servers.http_by_hand import PATIENCE
+from servers.ollama import Model, Reply, serve, starter_writer
 
 from docmind.backends import ollama
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound

@@ -8,6 +8,8 @@ from waiting import wait_until
 from docmind import chats, runs
 from docmind.answer import ask
 from docmind.errors import BackendUnavailable
+from docmind.profiles import Profile, save_profile
+from pages.parts.safe import plain
 
 pytestmark = pytest.mark.usefixtures("end_models", "script")
 QUESTION = "How much did the repairs of the north quay cost?"
@@ -121,3 +123,16 @@ def test_an_answer_that_was_cut_goes_on_at_a_click(app, stocked, script):
     assert any(text.startswith("The repairs cost 3.7 million euros and ended") for text in texts(app))
     assert len(chats.messages(stocked, "c1")) == 2
     assert "continue" not in [button.key for button in app.main.button]
+
+
+def test_the_receipt_says_what_was_chosen_and_which_settings_were_left_out(app, stocked, script):
+    """One muted line; the choice stands where it opens."""
+    save_profile(
+        stocked.config, Profile("mine", "auto", models={"scripted": ("script",)}, top_k=5, temperature=0.5)
+    )
+    script.append("Repairs of the north quay cost 3.7 million euros.")
+    list(ask(stocked, QUESTION, profile="mine", chat="c1"))
+    open_chat(app)
+    (receipt,) = [p for p in app.main.get("popover") if "is not a setting" in p.proto.popover.label]
+    assert plain("top_k is not a setting of scripted") in receipt.proto.popover.label
+    assert any(plain("mine → Scripted · script") in text for text in texts(app))

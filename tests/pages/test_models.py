@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 from waiting import PATIENCE_SECONDS
 
-from docmind.backends import REGISTRY, llama_cpp
+from docmind.backends import REGISTRY, backend, llama_cpp
 from pages.parts.safe import plain
 
 REPOSITORY = Path(__file__).parents[2]
@@ -102,7 +101,7 @@ def test_a_new_installation_shows_the_starter_and_how_to_get_better(page, config
     assert list(table["Window"]) == [8192]
     assert list(table["Format"]) == ["Q4_1"]
     assert list(table["Size"].round(1)) == [0.1]
-    (steps,) = app.expander
+    steps = app.expander[0]
     assert steps.label == "A 135M model: good for plain facts. Here is how to get a better one"
     assert steps.proto.expanded
     assert steps.code[0].value == str(config.model_folders[0])
@@ -198,10 +197,15 @@ temperature = 0.25
     app = page()
     assert not app.exception
     drawn = texts(app)
-    names = [text for text in drawn if text.startswith("**") and not re.match(r"\*\*(llama.cpp|Ollama)", text)]
+    labels = tuple(f"**{backend(name).LABEL}" for name in REGISTRY)
+    names = [text for text in drawn if text.startswith("**") and not text.startswith(labels)]
     assert names == [
+        "**fast** :gray-badge[fast]",
         "**starter** :gray-badge[fast] :blue-badge[in use]",
+        "**balanced** :gray-badge[balanced]",
+        "**technical** :gray-badge[technical]",
         f"**{plain(POISON)}** :gray-badge[reasoning]",
+        "**reasoning** :gray-badge[reasoning]",
         "**plain**",
     ]
     settings = f"llama.cpp · {plain(llama_cpp.STARTER)} · window 4,096 · temperature 0.25 · up to 512 tokens · your own"

@@ -132,7 +132,7 @@ class Connection:
 
 
 @contextlib.contextmanager
-def running(server, *, port=0, strict=True):
+def running(server, *, host="127.0.0.1", port=0, strict=True):
     """A server that listens, until the block ends.
 
     Args:
@@ -161,7 +161,7 @@ def running(server, *, port=0, strict=True):
 
     thread = threading.Thread(target=loop.run_forever, name="stand-in", daemon=True)
     thread.start()
-    starting = asyncio.start_server(connected, "127.0.0.1", port, limit=1 << 26)
+    starting = asyncio.start_server(connected, host, port, limit=1 << 26)
     listening = asyncio.run_coroutine_threadsafe(starting, loop).result()
     server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
     try:

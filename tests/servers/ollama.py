@@ -19,18 +19,17 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import json
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from ollama._types import ChatRequest, Message, Options, ShowRequest
+from ollama._types import ChatRequest, DeleteRequest, Message, Options, PullRequest, ShowRequest
 from pydantic import ValidationError
 
-from docmind.backends.llama_cpp_child import StopStrings
+from docmind.backends.child_side import StopStrings
+from tests.servers.http_by_hand import PATIENCE, HandServer, running
 
-PATIENCE = 60.0  # seconds: generous, the machine may be busy
 # What Ollama knows and the client's types of this version do not: github.com/ollama/ollama, docs/api.md and
 # docs/modelfile.mdx.
 CHAT_FIELDS = {*ChatRequest.model_fields, "truncate", "shift"}
@@ -57,6 +56,9 @@ MODELS = (
 )
 
 
+LIBRARY = (Model("gemma3:1b", 32_768, 815_000_000, architecture="gemma3"),)
+
+
 @dataclass(frozen=True)
 class Reply:
     """What the server does with one chat request.
@@ -80,27 +82,25 @@ class Reply:
     location: str | None = None  # of a redirect
 
 
-class Server:
+class Server(HandServer):
     """The server: what it has, what it was asked, what it will say."""
 
     def __init__(self, models=MODELS, *, version="0.33.2", writer=None, load_seconds=0.0, pace_seconds=0.0):
+        super().__init__()
         self.models = {model.name: model for model in models}
         self.version = version
         self.writer = writer
         self.load_seconds = load_seconds
         self.pace_seconds = pace_seconds
         self.key: str | None = None  # then a request needs "Bearer KEY"
-        self.requests: list[tuple[str, dict]] = []  # path and body, in order
-        self.headers: list[dict[str, str]] = []
-        self.violations: list[str] = []
-        self.hang_ups: list[str] = []  # paths whose client left before the end
-        self.answering = 0  # requests being answered now
-        self.is_breaking_off = False  # then answers that are being written end without their marker
         self.loaded: dict[str, int] = {}  # model → window
-        self.instead: dict[str, tuple[int, bytes]] = {}  # path → status and body to send in place of the answer
-        self.url = ""
+        self.gpu_share = 1.0  # of a loaded model's memory
+        self.library = {model.name: model for model in LIBRARY}  # what can be pulled
+        self.fetched: dict[str, int] = {}  # bytes of layers that are here, by digest
+        # How pulls end: "success", "nothing" (a clean end without it), "silence", "reset", or an error's words.
+        self.pull_end = "success"
+        self.pull_pause_seconds = 0.0  # before each step of a pull
         self._replies: deque[Reply] = deque()
-        self._changed = threading.Condition()
 
     def enqueue(self, *replies):
         """Answers to the next chats that have messages."""
@@ -111,59 +111,9 @@ class Server:
         """The chat requests with messages: calls of the model."""
         return [body for path, body in self.requests if path == "/api/chat" and body.get("messages")]
 
-    def wait_for(self, condition):
-        """Wait until something is true of this server."""
-        with self._changed:
-            assert self._changed.wait_for(condition, PATIENCE), "waited in vain"
-
-    def wait_for_hang_up(self, count=1):
-        """Wait until so many clients have left in the middle of an answer."""
-        self.wait_for(lambda: len(self.hang_ups) >= count)
-
-    # One connection
-
-    async def serve_connection(self, reader, writer):
-        """One request, then the connection is closed."""
-        connection = _Connection(writer)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            method, path, headers, body = await _read_request(reader)
-            self._count(1)
-            answering = asyncio.create_task(self._answer(connection, method, path, headers, body))
-            leaving = asyncio.create_task(reader.read(1))
-            try:
-                await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                is_left = not answering.done()
-            finally:
-                answering.cancel()
-                leaving.cancel()
-                failure, _ = await asyncio.gather(answering, leaving, return_exceptions=True)
-                self._count(-1)
-            if is_left or isinstance(failure, ConnectionError):
-                self._note(self.hang_ups, path)
-            elif isinstance(failure, Exception):
-                self._note(self.violations, f"the stand-in failed: {failure!r}")
-
-    def _count(self, step):
-        with self._changed:
-            self.answering += step
-            self._changed.notify_all()
-
-    def _note(self, list_, entry):
-        with self._changed:
-            list_.append(entry)
-            self._changed.notify_all()
-
-    async def _answer(self, connection, method, path, headers, body):
-        self.headers.append(headers)
-        try:
-            request = json.loads(body) if body else {}
-        except ValueError:
-            request = None
-        self._note(self.requests, (path, request))
-        if path in self.instead:
-            status, text = self.instead[path]
-            await connection.whole(status, text)
-        elif self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
+    async def answer(self, connection, method, path, headers, request):
+        """Answer one request."""
+        if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
             await connection.whole(401, {"error": "unauthorized"})
         elif (method, path) == ("GET", "/api/version"):
             await connection.whole(200, {"version": self.version})
@@ -173,6 +123,10 @@ class Server:
             await connection.whole(200, {"models": [self._running(name) for name in self.loaded]})
         elif (method, path) == ("POST", "/api/show"):
             await self._show(connection, request)
+        elif (method, path) == ("POST", "/api/pull"):
+            await self._pull(connection, request)
+        elif (method, path) == ("DELETE", "/api/delete"):
+            await self._delete(connection, request)
         elif (method, path) == ("POST", "/api/chat"):
             await self._chat(connection, request)
         else:
@@ -180,13 +134,15 @@ class Server:
 
     def _running(self, name):
         model = self.models[name]
-        return _tag(model) | {"size_vram": model.size, "context_length": self.loaded[name]}
+        in_all = model.size + 100_000 * self.loaded[name]
+        window = {"context_length": self.loaded[name]}
+        return _tag(model) | {"size": in_all, "size_vram": int(self.gpu_share * in_all)} | window
 
     def _model(self, name):
         return self.models.get(name) or self.models.get(f"{name}:latest")
 
     async def _refuse(self, connection, why):
-        self._note(self.violations, why)
+        self.note(self.violations, why)
         await connection.whole(400, {"error": why})
 
     async def _show(self, connection, request):
@@ -203,6 +159,57 @@ class Server:
             shown = {"modelfile": "FROM x", "template": "{{ .Prompt }}", "details": _details(model)}
             abilities = {} if model.capabilities is None else {"capabilities": list(model.capabilities)}
             await connection.whole(200, {**shown, "model_info": about, **abilities})
+
+    async def _pull(self, connection, request):
+        if (wrong := _wrong(request, PullRequest, {*PullRequest.model_fields})) is not None:
+            await self._refuse(connection, wrong)
+            return
+        await connection.begin(200, "application/x-ndjson")
+        await connection.line({"status": "pulling manifest"})
+        model = self.library.get(request["model"])
+        if model is None:
+            await connection.line({"error": "pull model manifest: file does not exist"})
+            await connection.end()
+            return
+        for number, total in enumerate((model.size, 12_000, 500)):
+            digest = f"sha256:{number:064x}"
+            step = max(1, total // 10)
+            while True:
+                done = min(total, self.fetched.get(digest, 0))
+                event = {"status": f"pulling {digest[7:19]}", "digest": digest, "total": total}
+                await connection.line(event | ({"completed": done} if done else {}))
+                if done == total:
+                    break
+                if number == 0 and done >= total // 2 and self.pull_end != "success":
+                    await self._fail_pull(connection)
+                    return
+                await asyncio.sleep(self.pull_pause_seconds)
+                self.fetched[digest] = done + step
+        for status in ("verifying sha256 digest", "writing manifest", "removing unused layers", "success"):
+            if status == "success":
+                self.models[model.name] = model
+            await connection.line({"status": status})
+        await connection.end()
+
+    async def _fail_pull(self, connection):
+        if self.pull_end == "reset":
+            connection.writer.transport.abort()
+        elif self.pull_end == "silence":
+            await asyncio.sleep(PATIENCE)
+        else:
+            if self.pull_end != "nothing":
+                await connection.line({"error": self.pull_end})
+            await connection.end()
+
+    async def _delete(self, connection, request):
+        if (wrong := _wrong(request, DeleteRequest, {*DeleteRequest.model_fields})) is not None:
+            await self._refuse(connection, wrong)
+        elif (model := self._model(request["model"])) is None:
+            await connection.whole(404, {"error": f"model '{request['model']}' not found"})
+        else:
+            del self.models[model.name]
+            self.loaded.pop(model.name, None)
+            await connection.whole(200, b"")
 
     async def _chat(self, connection, request):
         if (wrong := _wrong_chat(request)) is not None:
@@ -227,7 +234,7 @@ class Server:
 
     async def _load(self, model, request):
         """Load the model, if it is not there with this window."""
-        window = request["options"]["num_ctx"]
+        window = (request.get("options") or {}).get("num_ctx", 4096)
         unload = not request.get("messages") and _seconds(request.get("keep_alive")) == 0
         if unload:
             self.loaded.pop(model.name, None)
@@ -254,7 +261,7 @@ class Server:
                 await connection.whole(400, {"error": why})
                 return
             read = options["num_ctx"] // 2
-        source = (self.writer or _echo)(request) if reply is None else _scripted(reply)
+        source = (self.writer or echo)(request) if reply is None else _scripted(reply)
         reply = reply or Reply(pause_seconds=self.pace_seconds)
         await connection.begin(200, "application/x-ndjson")
         for line in reply.lines:
@@ -315,7 +322,7 @@ async def _scripted(reply):
         yield delta
 
 
-async def _echo(request):
+async def echo(request):
     """The words of the last message, over and over."""
     words = (request["messages"][-1].get("content") or "nothing").split()
     for number, word in enumerate(itertools.cycle(words)):
@@ -421,7 +428,8 @@ def _wrong_chat(request):
     options = request.get("options") or {}
     if unknown := set(options) - OPTION_NAMES:
         return f"unknown options {sorted(unknown)}"
-    if "num_ctx" not in options:
+    is_unloading = not request.get("messages") and _seconds(request.get("keep_alive")) == 0
+    if "num_ctx" not in options and not is_unloading:
         return "num_ctx is not said: the server's default would cut the prompt"
     for message in request.get("messages") or []:
         if unknown := set(message) - {*Message.model_fields}:
@@ -443,52 +451,7 @@ def _seconds(keep_alive):
     return 0 if keep_alive in (0, "0s", "0m") else 1
 
 
-# HTTP by hand: a library would mend what is to be broken --------------------------------------------------------------
-
-
-async def _read_request(reader):
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    method, path, _ = head[0].split(" ")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
-    return method, path, headers, await reader.readexactly(int(headers.get("content-length", "0")))
-
-
-class _Connection:
-    """The way back."""
-
-    def __init__(self, writer):
-        self.writer = writer
-
-    async def whole(self, status, body, headers=()):
-        """An answer with its length."""
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        kind = "application/json" if not isinstance(body, bytes) else "text/html"
-        lines = [f"HTTP/1.1 {status} Status", f"Content-Type: {kind}", f"Content-Length: {len(content)}"]
-        lines += ["Connection: close", *(f"{name}: {value}" for name, value in dict(headers).items()), "", ""]
-        self.writer.write("\r\n".join(lines).encode("latin-1") + content)
-        await self.writer.drain()
-
-    async def begin(self, status, kind):
-        """The head of a stream."""
-        head = (
-            f"HTTP/1.1 {status} OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
-        )
-        self.writer.write(head.encode())
-        await self.writer.drain()
-
-    async def piece(self, data):
-        """Bytes of a stream."""
-        self.writer.write(b"%x\r\n%b\r\n" % (len(data), data))
-        await self.writer.drain()
-
-    async def line(self, event):
-        """An event of a stream."""
-        await self.piece(json.dumps(event).encode() + b"\n")
-
-    async def end(self):
-        """The proper end of a stream."""
-        self.writer.write(b"0\r\n\r\n")
-        await self.writer.drain()
+# Bodies --------------------------------------------------------------------------------------------------------------
 
 
 def _event(model, content, *, thinking=None, done=False, done_reason=None):
@@ -518,48 +481,16 @@ def _tag(model):
 
 
 @contextlib.contextmanager
-def serve(models=MODELS, *, port=0, strict=True, **settings):
+def serve(models=MODELS, *, host="127.0.0.1", port=0, strict=True, **settings):
     """A running server, until the block ends.
 
     Args:
+        host: Where it listens; its `url` is the loopback address all the same.
         strict: Fail at the end over a request that a real server would have misunderstood.
         settings: As for `Server`.
     """
-    server = Server(models, **settings)
-    loop = asyncio.new_event_loop()
-    connections = set()
-
-    async def connected(reader, writer):
-        connections.add(asyncio.current_task())
-        try:
-            await server.serve_connection(reader, writer)
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-        finally:
-            writer.transport.abort()  # nothing, where it is closed
-            connections.discard(asyncio.current_task())
-
-    async def close():
-        listening.close()
-        for task in list(connections):
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
-        await asyncio.sleep(0)  # in which the aborted connections are closed
-
-    thread = threading.Thread(target=loop.run_forever, name="ollama stand-in", daemon=True)
-    thread.start()
-    starting = asyncio.start_server(connected, "127.0.0.1", port, limit=1 << 26)
-    listening = asyncio.run_coroutine_threadsafe(starting, loop).result()
-    server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    try:
+    with running(Server(models, **settings), host=host, port=port, strict=strict) as server:
         yield server
-    finally:
-        asyncio.run_coroutine_threadsafe(close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-    assert not (strict and server.violations), server.violations
 
 
 def main():

@@ -1,7 +1,7 @@
 """A backend that writes what a test gave it, call by call, and keeps what it was asked. No model is behind it.
 
 `SCRIPT` has one entry for each call to come: the text, or an error to raise, or a list of both (texts in pieces, then
-how it ends). When it is empty the model says nothing more.
+how it ends). When it is empty the function of the model in `WRITERS` gives the entry; without one it says nothing more.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ OPTIONS = (
     Option("stop", list, None, "texts", "Ends.", per_call=True),
 )
 SCRIPT: list = []
+WRITERS: dict = {}  # by the name of a model: a function that gives an entry
 PROMPTS: list[list[dict[str, str]]] = []  # the messages of each call
 ARGUMENTS: list[dict] = []
 MODELS = {"script": 4_000_000_000, "other": 4_000_000_000, "tiny": 100_000_000}
@@ -28,6 +29,7 @@ PIECE = 3  # characters: markers and tags come in pieces
 def reset():
     """Forgets what was asked and what was to be said."""
     SCRIPT.clear()
+    WRITERS.clear()
     PROMPTS.clear()
     ARGUMENTS.clear()
 
@@ -58,7 +60,7 @@ class ScriptedLLM(StreamedLLM):
         messages = plain_messages(prompt)
         PROMPTS.append(messages)
         ARGUMENTS.append(arguments)
-        entry = SCRIPT.pop(0) if SCRIPT else ""
+        entry = SCRIPT.pop(0) if SCRIPT else WRITERS.get(self.name, str)()
         said, reason = "", "stop"
         for part in entry if isinstance(entry, list) else [entry]:
             if isinstance(part, Exception):

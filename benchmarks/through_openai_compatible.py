@@ -1,0 +1,105 @@
+"""What our adapter for OpenAI-compatible servers costs: words per second through it ÷ the same server bare.
+
+    python benchmarks/through_openai_compatible.py [--rounds 9] [--tokens 100]
+
+The server is llama.cpp's own on the bundled model, in a process of its own; the two readers take turns, so that a busy
+machine is busy for both. Reported are medians, and the median of the ratios of neighbouring turns. Time runs from the
+first word to the last, as the caller sees them: for the adapter that includes the event loop in its thread and
+LlamaIndex's response objects, for the bare reader httpx and `json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import machine
+import psutil
+from llama_index.core.llms import ChatMessage
+
+from docmind.backends import openai_compatible
+from docmind.config import Config
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.servers import llama_server
+
+QUESTION = "Tell a very long story about a sailor who never comes home."
+# Otherwise a model this small comes to an end whenever it likes.
+GRAMMAR = 'root ::= sentence+\nsentence ::= [A-Z] [a-z, ]{40,90} ". "'
+
+
+def speed(times):
+    """Words per second between the first and the last."""
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def bare(url, tokens):
+    """Words per second and seconds to the first of them, read with httpx alone."""
+    body = {"model": "starter", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": tokens,
+            "temperature": 0.1, "grammar": GRAMMAR, "stream": True}  # fmt: skip
+    started = time.perf_counter()
+    times = []
+    with (
+        httpx.Client(trust_env=False, timeout=600) as client,
+        client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer,
+    ):
+        times.extend(
+            time.perf_counter()
+            for line in answer.iter_lines()
+            if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content")
+        )
+    return speed(times), times[0] - started
+
+
+def through_adapter(llm, tokens):
+    """The same through `OpenAICompatibleLLM`."""
+    started = time.perf_counter()
+    stream = llm.stream_chat([ChatMessage(role="user", content=QUESTION)], max_tokens=tokens, grammar=GRAMMAR)
+    times = [time.perf_counter() for response in stream if response.delta]
+    return speed(times), times[0] - started
+
+
+def measure(rounds, tokens):
+    """Both, taking turns."""
+    with llama_server.serve() as url, tempfile.TemporaryDirectory() as home:
+        llm = openai_compatible.build(Config(home=Path(home)), "starter", {"url": url})
+        rows = []
+        for turn in range(rounds + 1):
+            pair = (lambda: bare(url, tokens), lambda: through_adapter(llm, tokens))
+            results = {which: pair[which]() for which in ((0, 1) if turn % 2 else (1, 0))}
+            if turn:  # the first turn warms up
+                rows.append((*results[0], *results[1]))
+    columns = [statistics.median(column) for column in zip(*rows, strict=True)]
+    return {
+        "ratio": round(statistics.median(row[2] / row[0] for row in rows), 3),
+        "bare_tokens_per_second": round(columns[0], 1),
+        "adapter_tokens_per_second": round(columns[2], 1),
+        "bare_first_token_seconds": round(columns[1], 4),
+        "adapter_first_token_seconds": round(columns[3], 4),
+        "rounds": [[round(value, 4) for value in row] for row in rows],
+    }
+
+
+def main():
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tokens", type=int, default=100)
+    arguments = parser.parse_args()
+    load_before = psutil.getloadavg()[0]
+    result = {
+        "load_average_before": round(load_before, 2),
+        "decode": measure(arguments.rounds, arguments.tokens),
+        "settings": {"tokens": arguments.tokens, "threads": 1},
+    }
+    machine.write("openai_compatible", result)
+
+
+if __name__ == "__main__":
+    main()
