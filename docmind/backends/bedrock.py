@@ -150,7 +150,8 @@ def _signed(call: Call, url: str, content: bytes) -> list[tuple[bytes, bytes]]:
         frozen = credentials.get_frozen_credentials() if credentials is not None else None
     except (BotoCoreError, ValueError, OSError) as error:
         raise BackendError(
-            f"The credentials of AWS's tools do not work ({type(error).__name__}).", "Run: aws configure",
+            f"The credentials of AWS's tools do not work ({type(error).__name__}).",
+            "Run: aws configure",
             reason="key_rejected",
         ) from None  # what botocore says about them may hold a part of them
     if frozen is None:

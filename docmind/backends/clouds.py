@@ -61,7 +61,7 @@ class Call:
     arguments: dict[str, Any]  # by our names, without those that are None or that the model has refused
     settings: dict[str, Any]  # values of the options that are no arguments
     refused: frozenset[str]  # arguments that the model has refused before
-    key: str
+    key: str = field(repr=False)
     transport: Transport
     left_out: list[str] = field(default_factory=list)  # arguments that are not sent, for the last response
 

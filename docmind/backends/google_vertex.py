@@ -161,7 +161,8 @@ CLOUD = Cloud(
     listing="/",
     has_listing=False,
     read_models=lambda answer, options: [
-        *(listed(name, WINDOW) for name in SOME), *(listed(n) for n in options.get("models") or () if n not in SOME)
+        *(listed(name, WINDOW) for name in SOME),
+        *(listed(n) for n in options.get("models") or () if n not in SOME),
     ],
     window=google_gemini.no_window,
     ends=google_gemini.ENDS,

@@ -210,8 +210,7 @@ def transformers_peer(config):
 
 @contextlib.contextmanager
 def cloud_peer(name, config):
-    """A stand-in under the cloud's own package; skipped where that is not installed."""
-    clouds.skip_unless_installed(name)
+    """A stand-in under the cloud's own package."""
     config.home.mkdir(parents=True, exist_ok=True)
     with clouds.reached(name, config.home, pace_seconds=0.012) as (server, options):
         options |= {"context_window": 8000, "temperature": 0.0}

@@ -43,10 +43,9 @@ ERRORS_IN_STREAMS = {
 }
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(params=[name for name in FORMATS if clouds.is_installed(name)])
 def name(request):
     """A cloud whose package is installed."""
-    clouds.skip_unless_installed(request.param)
     return request.param
 
 
@@ -76,6 +75,13 @@ def reason(call):
         call()
     assert caught.value.hint
     return caught.value
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_cloud_is_tested_where_its_package_is_installed(name):
+    """Here and in the conformance suite; tests/README.md says how to test all."""
+    clouds.skip_unless_installed(name)
+    assert backend(name).LABEL
 
 
 # What an answer is
@@ -192,18 +198,28 @@ def test_a_broken_connection_is_no_answer(llm, server):
     [(401, "no", "key_rejected"), (403, "no", "key_rejected"), (404, "The model does not exist", "model_missing"),
      (429, "slow down", "rate_limited"), (429, "You exceeded your current quota", "quota_exceeded"),
      (400, "prompt is too long: 9 tokens > 8 maximum", "context_too_long"), (500, "sorry", "server_failed"),
-     (529, "Overloaded", "server_failed"), (307, "go", "bad_response"), (200, "<html>", "bad_response")],
+     (529, "Overloaded", "server_failed"), (200, "<html>", "bad_response")],
 )  # fmt: skip
-def test_a_refusal_has_a_reason_and_is_asked_for_once(llm, name, server, status, said, expected):
-    """Never twice: what may have been accepted is paid for. A redirect is not followed."""
+def test_a_refusal_has_a_reason_and_is_asked_for_once(llm, server, status, said, expected):
+    """Never twice: what may have been accepted is paid for."""
+    path = _chat_path(llm, server)
+    body = b"<html>Bad gateway</html>" if said == "<html>" else json.dumps(server.wire.error(status, said)).encode()
+    server.instead[path] = (status, body)
+    assert reason(lambda: llm.chat(QUESTION)).reason == expected
+    assert len(server.chats) == 2
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_not_followed(llm, name, server, status):
+    """A 307 would send the whole prompt, and the key, to another host."""
+    path = _chat_path(llm, server)
     with clouds.serve(name) as elsewhere:
-        path = _chat_path(llm, server)
-        body = b"<html>Bad gateway</html>" if said == "<html>" else json.dumps(server.wire.error(status, said)).encode()
-        server.instead[path] = (status, body)
+        _answer_questions_by(server, status, {}, {"Location": f"{elsewhere.url}{path}"})
         error = reason(lambda: llm.chat(QUESTION))
-        assert error.reason == expected
-        assert len(server.chats) == 2
+        assert error.reason == "bad_response"
+        assert elsewhere.url in str(error)
         assert not elsewhere.requests
+    assert len(server.chats) == 2
 
 
 def _chat_path(llm, server):
@@ -212,18 +228,21 @@ def _chat_path(llm, server):
     return next(path for path, _ in server.requests if server.wire.is_chat(path))
 
 
+def _answer_questions_by(server, status, body, headers):
+    """Whatever is asked; tokens are still given."""
+    answer = server.answer
+
+    async def answered(connection, method, path, given, request):
+        if path == "/token":
+            return await answer(connection, method, path, given, request)
+        return await connection.whole(status, body, headers)
+
+    server.answer = answered
+
+
 def test_retry_after_is_told(llm, server):
     """The hint says when."""
-    path = _chat_path(llm, server)
-    whole = server.wire.error(429, "slow down")
-
-    async def slow_down(connection, method, asked, headers, request):
-        assert asked == path or method == "POST"
-        if asked == "/token":
-            return await connection.whole(200, {"access_token": KEY, "expires_in": 3600, "token_type": "Bearer"})
-        return await connection.whole(429, whole, {"Retry-After": "17"})
-
-    server.answer = slow_down
+    _answer_questions_by(server, 429, server.wire.error(429, "slow down"), {"Retry-After": "17"})
     assert "17 seconds" in reason(lambda: llm.chat(QUESTION)).hint
 
 

@@ -22,6 +22,9 @@ from urllib.parse import unquote
 import pytest
 from servers.http_by_hand import HandServer, running
 
+from docmind.backends import backend
+from docmind.keys import forget_key, keep_key
+
 # Where keys and addresses are looked for. No test looks there unless it says so.
 VARIABLES = """
 OPENAI_API_KEY OPENAI_BASE_URL OPENAI_ORG_ID OPENAI_PROJECT_ID AZURE_OPENAI_API_KEY AZURE_OPENAI_ENDPOINT
@@ -35,22 +38,24 @@ KEY = "canary-5f1d9e-never-shown"
 MODEL = "model-1"
 
 
-def skip_unless_installed(cloud):
-    """A cloud's package is an extra."""
-    from docmind.backends import backend
-
-    requirement = backend(cloud).CLOUD.requirement
+def is_installed(cloud):
+    """Whether the cloud's package, an extra, is there."""
     try:
-        importlib.metadata.distribution(requirement.partition(">")[0])
+        importlib.metadata.distribution(backend(cloud).CLOUD.requirement.partition(">")[0])
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f'the extra of {cloud} is not installed: pip install "{requirement}"')
+        return False
+    return True
+
+
+def skip_unless_installed(cloud):
+    """Saying how to install it."""
+    if not is_installed(cloud):
+        pytest.skip(f"{cloud} is an extra that is not installed: {backend(cloud).CLOUD.install}")
 
 
 @contextlib.contextmanager
 def reached(cloud, folder, **settings):
     """A stand-in with a key for it, and the options that lead there."""
-    from docmind.keys import forget_key, keep_key
-
     with serve(cloud, **settings) as server:
         options = {"url": server.url}
         if cloud == "vertex":
@@ -646,4 +651,3 @@ def service_account(path, url):
         "client_email": "a@p-1.iam.gserviceaccount.com", "client_id": "1", "token_uri": f"{url}/token",
     }  # fmt: skip
     path.write_text(json.dumps(account))
-
