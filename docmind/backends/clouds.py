@@ -170,7 +170,9 @@ def detect(cloud: Cloud, config: Config, options: Mapping[str, Any] | None = Non
     except BackendError as absence:
         return Detection(cloud.name, cloud.label, False, absence.reason, absence.hint, url, None, ())
     if not any(model.reason is None for model in found):
-        return Detection(cloud.name, cloud.label, False, "no_model", cloud.missing, url, None, tuple(found))
+        none = "Your key may use no model that writes: see your account at the provider."
+        hint = none if cloud.has_listing else cloud.missing
+        return Detection(cloud.name, cloud.label, False, "no_model", hint, url, None, tuple(found))
     return Detection(cloud.name, cloud.label, True, None, None, url, None, tuple(found))
 
 
