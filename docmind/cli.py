@@ -548,7 +548,7 @@ def _settings(arguments: argparse.Namespace) -> int:
     import dataclasses
 
     from docmind.backends.places import allow, where_text_goes
-    from docmind.settings import read_settings, save_settings
+    from docmind.settings import change_settings, read_settings
 
     config, value = _config(arguments), arguments.value
     settings = read_settings(config)
@@ -562,8 +562,7 @@ def _settings(arguments: argparse.Namespace) -> int:
         case "local-only":
             if value not in ("on", "off"):
                 raise SettingsError("It is on or off.", "Run: docmind settings local-only on")
-            settings = dataclasses.replace(settings, local_only=value == "on")
-            save_settings(config, settings)
+            settings = change_settings(config, lambda s: dataclasses.replace(s, local_only=value == "on"))
     if arguments.json:
         _print_json({name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()})
         return 0

@@ -6,6 +6,7 @@ of ours, and no message, log or page holds it. Knows no backend.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -14,7 +15,7 @@ from docmind.backends.places import origin, where_text_goes
 from docmind.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 SERVICE: Final = "docmind"
 MAX_CHARACTERS: Final = 4_096
@@ -100,14 +101,16 @@ def _stored(address: str) -> str | None:
     return None
 
 
-def _safe_keyrings() -> Iterator[Any]:
-    """The keyrings in use that are safe."""
-    import keyring
-    from keyring.backends.chainer import ChainerBackend
+def _safe_keyrings() -> list[Any]:
+    """The keyrings in use that are safe; none where the system's cannot be asked."""
+    with contextlib.suppress(Exception):  # plugins of the system, each with errors of its own
+        import keyring
+        from keyring.backends.chainer import ChainerBackend
 
-    ring = keyring.get_keyring()
-    rings = ring.backends if isinstance(ring, ChainerBackend) else [ring]
-    yield from (ring for ring in rings if type(ring).__module__ in SAFE)
+        ring = keyring.get_keyring()
+        rings = list(ring.backends) if isinstance(ring, ChainerBackend) else [ring]
+        return [ring for ring in rings if type(ring).__module__ in SAFE]
+    return []
 
 
 _FAILED: Final = object()
@@ -115,9 +118,6 @@ _FAILED: Final = object()
 
 def _asked(call: Any, *arguments: str) -> Any:
     """What a keyring answers; `_FAILED` for one that is locked or not there, as on a machine without a desktop."""
-    import keyring.errors
-
-    try:
+    with contextlib.suppress(Exception):
         return call(*arguments)
-    except (keyring.errors.KeyringError, OSError, RuntimeError):
-        return _FAILED
+    return _FAILED

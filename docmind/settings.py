@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 from docmind.errors import SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from docmind.config import Config
+
+LOCK_SECONDS = 10.0  # to wait for somebody else who changes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ def read_settings(config: Config) -> Settings:
             said = tomllib.load(file)
     except FileNotFoundError:
         return Settings()
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets without end
         raise SettingsError(f"The settings {path} cannot be read ({error}).", "Mend or remove the file.") from error
     kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
     values: dict[str, Any] = {}
@@ -65,6 +69,24 @@ def save_settings(config: Config, settings: Settings) -> None:
 
     text = tomli_w.dumps(dataclasses.asdict(settings))
     write_whole(config.settings, text)
+
+
+def change_settings(config: Config, change: Callable[[Settings], Settings]) -> Settings:
+    """Keep what a function makes of the decisions; gives them. Two who change them at once lose nothing.
+
+    Raises:
+        SettingsError: They cannot be read or written.
+    """
+    import filelock
+
+    try:
+        config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with filelock.FileLock(f"{config.settings}.lock", timeout=LOCK_SECONDS):
+            settings = change(read_settings(config))
+            save_settings(config, settings)
+    except (OSError, filelock.Timeout) as error:
+        raise SettingsError(f"{config.settings} cannot be changed ({error}).", "Try again in a moment.") from error
+    return settings
 
 
 def write_whole(path: Path, text: str) -> None:

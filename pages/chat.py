@@ -173,7 +173,7 @@ def _draw_start(library: Library) -> None:
     """Before the first question: what may be asked, or how documents come in."""
     if not library.counts()["documents"]:
         st.subheader("Ask your own documents", anchor=False)
-        st.markdown("Answers come with the page that proves them. Everything stays on this machine.")
+        st.markdown("Answers come with the page that proves them. With a model on this device nothing leaves it.")
         draw_drop_area(library)
         draw_progress(library)
         return

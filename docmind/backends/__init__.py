@@ -50,6 +50,7 @@ class ModelInfo:
     reason: str | None = None  # why it cannot be used; None: it can, as far as is known
     memory_bytes: int | None = None  # that it holds now, of GPU and RAM together; None: none, or not known
     gpu_bytes: int | None = None  # the part of it that is on GPUs
+    remote_url: str | None = None  # of the machine that really runs it, where the server passes it on
 
 
 @dataclass(frozen=True, slots=True)

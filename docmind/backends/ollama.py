@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from docmind.backends import DEADLINES, NOT_WRITING, Detection, ModelInfo, Option, checked_options
-from docmind.backends.places import server_address, where_text_goes
+from docmind.backends.places import checked_place, server_address, where_text_goes
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
 from docmind.keys import find_key
 
@@ -80,6 +80,7 @@ OPTIONS: tuple[Option, ...] = (
 CALL_OPTIONS = tuple(option for option in OPTIONS if option.per_call)
 
 USUAL_PORT = 11434
+CLOUD = "https://ollama.com"  # where models run that Ollama passes on
 DEFAULT_WINDOW = 8192  # tokens; more is a choice, for its memory
 UNKNOWN_WINDOW = 4096  # tokens, for a model that does not say
 CONNECT_SECONDS = 0.8  # a server that is there accepts in milliseconds, also across a house
@@ -181,6 +182,8 @@ def _listing(config: Config, url: str, only: str | None = None) -> Listing:
     """
     from docmind.backends.careful_http import unreachable, wait_for
 
+    key_header(url)  # here and not on the loop: a keyring may wait for the person, and is asked once
+
     async def ask() -> Listing:
         try:
             async with asyncio.timeout(LISTING_SECONDS):
@@ -253,11 +256,12 @@ def _info(
         return None
     details = entry.get("details")
     quantization = plain(clean(details.get("quantization_level")))[:20] if isinstance(details, dict) else ""
-    reason = "cloud_model" if entry.get("remote_host") or entry.get("remote_model") else None
+    is_remote = bool(entry.get("remote_host") or entry.get("remote_model"))
+    remote_url = (clean(entry.get("remote_host")) or CLOUD)[:200] if is_remote else None
     in_all, on_gpu = memory.get(name, (None, None))
     return ModelInfo(
-        name, None, count(entry.get("size")), quantization or None, name in loaded, reason=reason, memory_bytes=in_all,
-        gpu_bytes=on_gpu,
+        name, None, count(entry.get("size")), quantization or None, name in loaded, memory_bytes=in_all,
+        gpu_bytes=on_gpu, reason="cloud_model" if is_remote else None, remote_url=remote_url,
     )  # fmt: skip
 
 
@@ -461,6 +465,8 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
             "Choose another model, or allow it with the option `allow_cloud`.",
             reason=info.reason,
         )
+    if info.remote_url is not None:
+        checked_place(config, info.remote_url, carries_text=True)
     trained = info.context_window or given.get("context_window", UNKNOWN_WINDOW)
     window = max(256, min(trained, given.get("context_window", DEFAULT_WINDOW)))
     # The class is made on first use, so that importing this module does not import LlamaIndex.

@@ -236,6 +236,8 @@ def find(config: Config, options: Mapping[str, Any]) -> list[Found]:
     from docmind.backends.careful_http import unreachable, wait_for
 
     places, is_named = _places(options)
+    for url, _ in places:
+        find_key(url)  # here and not on the loop: a keyring may wait for the person, and is asked once
 
     async def ask(url: str, preset: Preset | None) -> Found | BackendError:
         try:
