@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from servers import clouds
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -42,6 +43,10 @@ def own_data_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")  # no test asks a server that happens to run
     monkeypatch.setattr("docmind.detection.DEADLINE_SECONDS", 120.0)  # no test depends on how fast the machine is
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")  # nor the developer's keyring
+    for name in clouds.VARIABLES:  # nor a cloud with their keys
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "CLOUDSDK_CONFIG"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
     breaker.forget()  # nor inherits the failures of another
     monkeypatch.setenv("LMSTUDIO_HOST", "127.0.0.1:9")
     monkeypatch.setenv("OPENAI_COMPATIBLE_URL", "http://127.0.0.1:9")

@@ -29,6 +29,14 @@ REGISTRY: dict[str, str] = {
     "lm-studio": "docmind.backends.lm_studio",
     "openai-compatible": "docmind.backends.openai_compatible",
     "transformers": "docmind.backends.transformers",
+    "openai": "docmind.backends.openai",
+    "azure-openai": "docmind.backends.azure_openai",
+    "anthropic": "docmind.backends.anthropic",
+    "mistral": "docmind.backends.mistral",
+    "cohere": "docmind.backends.cohere",
+    "bedrock": "docmind.backends.bedrock",
+    "gemini": "docmind.backends.google_gemini",
+    "vertex": "docmind.backends.google_vertex",
 }
 
 # Architectures of models that turn text into vectors, or pictures into tokens; they cannot answer.

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import tiny_model
+from servers import clouds, openai_compatible
 from servers import lm_studio as lm_studio_server
-from servers import openai_compatible
 from servers.ollama import serve
 
 from docmind.backends import backend, llama_cpp
+from docmind.keys import forget_key, keep_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,12 +208,53 @@ def transformers_peer(config):
     llm.close()
 
 
+@contextlib.contextmanager
+def cloud_peer(name, config):
+    """A stand-in under the cloud's own package."""
+    config.home.mkdir(parents=True, exist_ok=True)
+    with clouds.reached(name, config.home, pace_seconds=0.012) as (server, options):
+        options |= {"context_window": 8000, "temperature": 0.0}
+
+        @contextlib.contextmanager
+        def reject_key():
+            server.key = "another"
+            yield
+            server.key = clouds.KEY
+
+        @contextlib.contextmanager
+        def down():
+            with clouds.reached(name, config.home) as (_, elsewhere):
+                elsewhere["context_window"] = 8000
+                gone = backend(name).build(config, clouds.MODEL, elsewhere)
+            keep_key(elsewhere["url"], clouds.KEY)
+            yield gone, elsewhere
+            forget_key(elsewhere["url"])
+
+        def set_breaking_off(is_breaking_off):
+            server.is_breaking_off = is_breaking_off
+
+        llm = backend(name).build(config, clouds.MODEL, options)
+        yield Peer(
+            llm,
+            clouds.MODEL,
+            options,
+            backend(name).CLOUD.modules[0],
+            working=lambda: server.answering,
+            window=lambda: llm.context_window,
+            break_off=lambda: set_breaking_off(True),
+            mend=lambda: set_breaking_off(False),
+            reject_key=reject_key,
+            down=down,
+        )
+
+
 PEERS = {
     "llama.cpp": llama_cpp_peer,
     "ollama": ollama_peer,
     "lm-studio": lm_studio_peer,
     "openai-compatible": openai_compatible_peer,
     "transformers": transformers_peer,
+    **{name: functools.partial(cloud_peer, name) for name in clouds.FORMATS},
 }
 
 
