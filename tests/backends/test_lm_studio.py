@@ -306,7 +306,7 @@ def test_an_embedding_model_is_refused(build):
     assert failure(lambda: build(NOMIC)).reason == "no_text_generation"
 
 
-def test_a_model_on_another_machine_is_refused_unless_allowed(server, build):
+def test_a_model_on_another_machine_is_refused_unless_allowed(server, build, config):
     """Questions and passages would leave the server's machine."""
     server.models[LINKED.key] = LINKED
     assert failure(lambda: build(LINKED.key)).reason == "cloud_model"
