@@ -88,7 +88,7 @@ class Progress:
     doing: str  # "downloading", "checking", "loading", … as it is shown
     done: int = 0
     total: int | None = None  # None: nobody knows
-    unit: str = "bytes"  # or "%"
+    unit: str = "bytes"  # or "%", or "tokens"
 
 
 class Backend(Protocol):
