@@ -54,7 +54,7 @@ def fit_words(fit: Fit) -> str:
     """Whether a model fits this machine, for a cell of a table."""
     if fit.verdict == "too_large":
         return "smaller window" if fit.largest_window else "too large"
-    return {"on_gpu": "yes, on GPU", "partly_on_gpu": "partly on GPU", "in_memory": "yes"}[fit.verdict]
+    return {"on_gpu": "fits on GPU", "partly_on_gpu": "partly on GPU", "in_memory": "fits"}[fit.verdict]
 
 
 def left_out_words(names: Sequence[str], label: str) -> str:

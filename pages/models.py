@@ -27,7 +27,7 @@ def main() -> None:
     found = found_backends()
     left, right = st.columns([3, 2], gap="large")
     with left:
-        st.subheader("On this machine")
+        st.subheader("Backends")
         st.caption("Software that runs models, and the models it has.")
         draw_backends(found, profiles)
     with right:

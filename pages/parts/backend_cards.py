@@ -79,7 +79,7 @@ def _draw_card(one: Detection, profiles: Sequence[Profile]) -> bool:
         else:
             _draw_hint(one.hint)
         if one.models:
-            _draw_models(one, fits, is_known)
+            _draw_models(one, fits)
         elif one.available:
             st.caption("It has no models yet.")
         _draw_chosen(one, fits)
@@ -87,9 +87,9 @@ def _draw_card(one: Detection, profiles: Sequence[Profile]) -> bool:
         if hasattr(find_backend(one.backend), "pull"):
             _draw_pull(one, profiles)
         draw_key(one)
-        draw_jobs(one.backend)
         if one.backend == GGUF_BACKEND:
             draw_get_model(is_alone=len([model for model in one.models if model.reason is None]) <= 1)
+        draw_jobs(one.backend)
     return is_known
 
 
@@ -120,8 +120,9 @@ def _words(reason: str | None) -> str:
 
 
 _COLUMNS: dict[str, Any] = {
-    "Fits": st.column_config.TextColumn(width=85, help="Into the memory that is free now, with its usual window"),
-    "State": st.column_config.TextColumn(width=80),
+    "State": st.column_config.TextColumn(
+        width=95, help="In memory, ready, or whether it fits into the memory that is free now with its usual window"
+    ),
     "Size": st.column_config.NumberColumn(format="%.1f GB", width=65),
     "Window": st.column_config.NumberColumn(
         format="localized", width=65, help="Tokens the model was trained or loaded to read and write in one call"
@@ -130,23 +131,22 @@ _COLUMNS: dict[str, Any] = {
 }
 
 
-def _draw_models(one: Detection, fits: Mapping[str, Fit], is_known: bool) -> None:
+def _draw_models(one: Detection, fits: Mapping[str, Fit]) -> None:
     """The table, and what is the matter with those that cannot be used."""
-    rows = [_row(model) for model in one.models]
-    if fits or not is_known:
-        for row, model in zip(rows, one.models, strict=True):
-            fit = fits.get(model.name)
-            row["Fits"] = "yes" if model.loaded else fit_words(fit) if fit else "–" if is_known else "…"
-    st.dataframe(rows, hide_index=True, column_config=_COLUMNS, placeholder="–")
+    st.dataframe(
+        [_row(model, fits.get(model.name)) for model in one.models],
+        hide_index=True, column_config=_COLUMNS, placeholder="–",
+    )  # fmt: skip
     for model in [model for model in one.models if model.reason][:EXPLAINED_MODELS]:
         st.markdown(f":small[**{plain(model.name)}** · {_remedy(model.reason)}]")
 
 
-def _row(model: ModelInfo) -> dict[str, Any]:
+def _row(model: ModelInfo, fit: Fit | None) -> dict[str, Any]:
     """A row of the table. Cells are no markdown: names need no escaping."""
+    state = "in memory" if model.loaded else fit_words(fit) if fit else "ready"
     return {
         "Model": model.name,
-        "State": _words(model.reason) if model.reason else "in memory" if model.loaded else "ready",
+        "State": absence_words(model.reason) if model.reason else state,
         "Size": None if model.size_bytes is None else model.size_bytes / 1e9,
         "Window": model.context_window,
         "Format": model.quantization,
@@ -184,10 +184,14 @@ def _draw_chosen(one: Detection, fits: Mapping[str, Fit]) -> None:
             is_elsewhere = model.path is not None and not model.path.is_relative_to(own)
             why = f"DocMind deletes only what lies in {plain(str(own))}" if is_elsewhere else None
             if st.button("Delete", key=f"delete {one.backend}", disabled=is_off or is_elsewhere, help=why):
-                _confirm_delete(one, model)
+                st.session_state["deleting model"] = (one.backend, model.name)
+    if can_delete and st.session_state.get("deleting model") == (one.backend, model.name):
+        _draw_delete(one, model)
     fit = fits.get(model.name)
     if model.loaded and model.memory_bytes:
-        on_gpu = "" if model.gpu_bytes is None else f", {size_words(model.gpu_bytes)} of it on graphics cards"
+        share = size_words(model.gpu_bytes) if model.gpu_bytes else "nothing"
+        share = "all" if model.gpu_bytes == model.memory_bytes else share
+        on_gpu = "" if model.gpu_bytes is None else f", {share} of it on graphics cards"
         st.caption(f"In memory: {size_words(model.memory_bytes)}{on_gpu}.")
     elif fit is not None and not model.loaded:
         st.caption(f":orange[{plain(fit.sentence)}]" if fit.verdict == "too_large" else plain(fit.sentence))
@@ -203,14 +207,20 @@ def _choose_what_came(name: str, models: Mapping[str, ModelInfo]) -> None:
             st.session_state[f"model of {name}"] = run.model
 
 
-@st.dialog("Delete model")
-def _confirm_delete(one: Detection, model: ModelInfo) -> None:
+def _draw_delete(one: Detection, model: ModelInfo) -> None:
     """Asks before a model is gone; names the file, and its size."""
     size = f" ({size_words(model.size_bytes)})" if model.size_bytes else ""
     where = f": {plain(str(model.path), limit=400)}" if model.path else f" from the disk of {plain(one.label)}"
     st.markdown(f"**{plain(model.name)}**{size} will be deleted{where}. To use it again it has to be fetched again.")
-    if st.button("Delete", type="primary", key="delete for good"):
+    with st.container(horizontal=True):
+        is_sure = st.button("Delete", type="primary", key=f"delete for good {one.backend}")
+        is_over = st.button("Keep", key=f"keep {one.backend}") or is_sure
+    if is_over:
+        del st.session_state["deleting model"]
+    if is_sure:
         begin(lambda: model_runs.start(config(), "delete", one.backend, model.name))
+    elif is_over:
+        st.rerun()
 
 
 def _draw_pull(one: Detection, profiles: Sequence[Profile]) -> None:

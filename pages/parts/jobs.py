@@ -96,7 +96,8 @@ def what_is_done(run: ModelRun) -> str:
     if progress.unit == "%" and progress.total:
         words.append(f"{progress.done} %")
     elif progress.total and progress.unit == "bytes":
-        words.append(f"{size_words(progress.done)} of {size_words(progress.total)}")
+        share = f"{100 * progress.done // progress.total} %"
+        words += [f"{size_words(progress.done)} of {size_words(progress.total)}", share]
         if speed := run.bytes_per_second:
             words += [f"{speed / 1e6:,.0f} MB/s", left_words((progress.total - progress.done) / speed)]
     else:
