@@ -145,7 +145,10 @@ def _at(url: str) -> HubModel:
     from docmind.backends.careful_http import plain
 
     address = url.replace("/blob/", "/resolve/", 1) if url.startswith(f"{_hub()}/") else url
-    name = Path(PurePosixPath(unquote(urlsplit(address).path)).name)
+    try:
+        name = Path(PurePosixPath(unquote(urlsplit(address).path)).name)
+    except ValueError:  # an open bracket
+        name = Path()
     called = model_name(name)
     if called is None:
         raise BackendError(
