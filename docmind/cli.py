@@ -498,23 +498,21 @@ def _download(arguments: argparse.Namespace) -> int:
 
 
 def _list_hub(config: Config, arguments: argparse.Namespace, here: Room) -> int:
-    """The models of a repository; whether they fit is told from the header of one, since the others differ in size."""
+    """The models of a repository, and whether they fit."""
     from docmind import download as downloads
-    from docmind.backends.fits import fits
 
-    models = downloads.models_of(config, arguments.source)
-    header = downloads.look(config, models[0])[1] if models else None
-    for model in models:
-        fit = fits(header, model.size_bytes, here) if header is not None and model.size_bytes else None
+    offers = downloads.offers(config, arguments.source, here)
+    for offer in offers:
+        file, size, fit = offer.model.files[0], offer.model.size_bytes, offer.fit
         if arguments.json:
-            row = {"file": model.files[0].name, "model": model.name, "size_bytes": model.size_bytes}
-            _print_json({**row, "sha256": model.files[0].sha256, "fits": None if fit is None else asdict(fit)})
+            row = {"file": file.name, "model": offer.model.name, "size_bytes": size, "sha256": file.sha256}
+            _print_json({**row, "fits": None if fit is None else asdict(fit)})
         else:
-            size = f"{model.size_bytes / 1e9:.1f} GB" if model.size_bytes else "size unknown"
-            _print(f"{model.files[0].name} · {size}\n    {fit.sentence if fit else ''}".rstrip())
-    if not models:
+            shown = f"{size / 1e9:.1f} GB" if size else "size unknown"
+            _print(f"{file.name} · {shown}\n    {fit.sentence if fit else ''}".rstrip())
+    if not offers:
         _print(f"{arguments.source} has no GGUF file.", file=sys.stderr)
-    return 0 if models else 1
+    return 0 if offers else 1
 
 
 def _at_most_every(seconds: float, show: Callable[[Progress], None]) -> Callable[[Progress], None]:

@@ -83,6 +83,19 @@ def forget_key(url: str) -> None:
             _asked(ring.delete_password, SERVICE, address)
 
 
+def is_kept(url: str) -> bool | None:
+    """Whether a key was given for an address; None: no backend has looked for one there since the start.
+
+    Asks no keyring: that may ask the person for a password.
+    """
+    try:
+        address = origin(url)
+    except ValueError:
+        return None
+    with _lock:
+        return _known[address] is not None if address in _known else None
+
+
 def keyring_name() -> str | None:
     """What the system's keyring is called; None: there is no safe one."""
     return next((str(getattr(ring, "name", type(ring).__name__)) for ring in _safe_keyrings()), None)

@@ -36,6 +36,7 @@ FORBIDDEN = {
     "hardware": "library ingest embed search answer store parse cli context prompts chats runs",
     "metrics": "ingest embed search answer backends context prompts chats cli parse",
     "trial": "library ingest embed search answer store parse chats runs cli",
+    "model_runs": "library ingest embed search answer store parse chats cli",
     "gate": "*",
     "uploads": "ingest embed passages search answer parse backends context prompts chats runs profiles evaluate cli"
     " citations",

@@ -97,7 +97,7 @@ class Progress:
     doing: str  # "downloading", "checking", "loading", … as it is shown
     done: int = 0
     total: int | None = None  # None: nobody knows
-    unit: str = "bytes"  # or "%"
+    unit: str = "bytes"  # or "%", or "tokens"
 
 
 # Until when words of a server must come, among the options of every backend that has one (`served_llm.Deadlines`).

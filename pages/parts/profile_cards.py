@@ -88,8 +88,8 @@ def _draw_profile(profile: Profile, found: Sequence[Detection]) -> None:
             place = f"profile {profile.name}"
             is_off = problem is not None
             options, arguments = ({}, {}) if is_off else (routing.options(real), routing.call_arguments(real))
-            draw_test_button(place, real.backend, real.model, options, is_off, arguments)
-        draw_test_result(place)
+            draw_test_button(place, real.backend, real.model, options, is_off, arguments, profile=profile.name)
+        draw_test_result(real.backend, profile.name)
     if action == "Edit":
         edit(as_values(profile), profile)
     elif action == "Duplicate":
