@@ -108,12 +108,11 @@ class Connection:
         self.writer.write("\r\n".join(lines).encode("latin-1") + content)
         await self.writer.drain()
 
-    async def begin(self, status, kind):
+    async def begin(self, status, kind, headers=()):
         """The head of a stream."""
-        head = (
-            f"HTTP/1.1 {status} OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
-        )
-        self.writer.write(head.encode())
+        lines = [f"HTTP/1.1 {status} OK", f"Content-Type: {kind}", "Transfer-Encoding: chunked", "Connection: close"]
+        lines += [*(f"{name}: {value}" for name, value in dict(headers).items()), "", ""]
+        self.writer.write("\r\n".join(lines).encode("latin-1"))
         await self.writer.drain()
 
     async def piece(self, data):
@@ -124,6 +123,20 @@ class Connection:
     async def line(self, event):
         """An event of a stream, on a line of its own."""
         await self.piece(json.dumps(event).encode() + b"\n")
+
+    async def aside(self, entry):
+        """Whether an entry of a script is no text; it is done then.
+
+        Bytes are sent as they are, a bytearray even without the frame of a chunk; a number is a pause in seconds.
+        """
+        if isinstance(entry, bytearray):
+            self.writer.write(entry)
+            await self.writer.drain()
+        elif isinstance(entry, bytes):
+            await self.piece(entry)
+        elif isinstance(entry, (int, float)):
+            await asyncio.sleep(entry)
+        return not isinstance(entry, str)
 
     async def end(self):
         """The proper end of a stream."""
