@@ -136,7 +136,8 @@ class OpenAICompatibleLLM(ServedLLM):
                 if event.get("error") is not None and not finish:
                     raise self._failure(event)
                 figures |= _figures(event)
-                delta, thought, ended = ("", "", "") if finish else _choice(event)  # after its end nothing belongs to it
+                # What comes after the end of an answer is no part of it.
+                delta, thought, ended = ("", "", "") if finish else _choice(event)
                 if thought:
                     deadlines.token()
                     answer.token()

@@ -49,7 +49,7 @@ from docmind.events import ModelWaiting, StepFinished, TextDelta
 from docmind.library import Library
 from docmind.profiles import Profile, save_profile
 
-pytestmark = pytest.mark.usefixtures("end_models")
+pytestmark = pytest.mark.usefixtures("end_models", "patient")
 
 REASONS = set(re.findall(r"^\| `(\w+)`", (Path(__file__).parents[2] / "docs" / "reasons.md").read_text("utf-8"), re.M))
 SEEDS = (0, 1)

@@ -23,7 +23,8 @@ class HandServer:
         self.hang_ups: list[str] = []  # paths whose client left before the end
         self.answering = 0  # requests being answered now
         self.is_breaking_off = False  # then answers that are being written end without their marker
-        self.instead: dict[str, tuple[int, bytes]] = {}  # path → status and body to send in place of the answer
+        # Path → status, body and perhaps headers to send in place of the answer.
+        self.instead: dict[str, tuple[int, bytes] | tuple[int, bytes, dict[str, str]]] = {}
         self.url = ""
         self._changed = threading.Condition()
 
@@ -80,8 +81,7 @@ class HandServer:
             request = None
         self.note(self.requests, (path, request))
         if path in self.instead:
-            status, text = self.instead[path]
-            await connection.whole(status, text)
+            await connection.whole(*self.instead[path])
         else:
             await self.answer(connection, method, path, headers, request)
 

@@ -85,7 +85,9 @@ class Reply:
     """What the server does with one prediction.
 
     Of `deltas` what is no text: a dictionary is sent on the channel, bytes as a text message (that may be none), a
-    bytearray without any frame, and a number is a pause in seconds; they may be endless. `end` is what comes after the words: "success"; "close" the channel's end without it; "hang up" and "crash" that of
+    bytearray without any frame, and a number is a pause in seconds; they may be endless.
+
+    `end` is what comes after the words: "success"; "close" the channel's end without it; "hang up" and "crash" that of
     the connection; "reset" a connection torn down; "error" on the channel; "silence", "progress" and "others" (messages
     of no channel of ours) for ever; "garbage", "list", "bytes", "bad frame" and "endless" what is no message; "warning"
     that the server did not understand.

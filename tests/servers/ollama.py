@@ -67,7 +67,9 @@ LIBRARY = (Model("gemma3:1b", 32_768, 815_000_000, architecture="gemma3"),)
 class Reply:
     """What the server does with one chat request.
 
-    Of `deltas` what is no text is sent as it is, or is a pause (`Connection.aside`); they may be endless. `end` is what comes after the deltas: "done" the marker; "nothing" a clean end without it; "html" a page of a proxy;
+    Of `deltas` what is no text is sent as it is, or is a pause (`Connection.aside`); they may be endless.
+
+    `end` is what comes after the deltas: "done" the marker; "nothing" a clean end without it; "html" a page of a proxy;
     "blank_lines" and "empty_chunks" for ever; "silence" for ever; "endless_line"; "half_line" a line cut in the middle;
     "error" an error line; "reset" a connection torn down.
     """

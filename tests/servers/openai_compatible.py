@@ -75,7 +75,9 @@ TOO_LONG = {
 class Reply:
     """What the server does with one chat request.
 
-    Of `deltas` what is no text is sent as it is, or is a pause (`Connection.aside`); they may be endless. `end` is what comes after the deltas: "done" the finish reason, the usage and `[DONE]`; "nothing" a clean end;
+    Of `deltas` what is no text is sent as it is, or is a pause (`Connection.aside`); they may be endless.
+
+    `end` is what comes after the deltas: "done" the finish reason, the usage and `[DONE]`; "nothing" a clean end;
     "done_only" `[DONE]` without a reason; "html" a page of a proxy; "comments" and "empty_chunks" for ever; "silence"
     for ever; "endless_line"; "endless_event"; "half_line" an event cut in the middle; "error" an error event; "json"
     the error as a line of its own; "reset" a connection torn down; the same two after the finish reason are
