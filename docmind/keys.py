@@ -27,6 +27,8 @@ SAFE: Final = frozenset(
 
 _lock = threading.Lock()
 _known: dict[str, str | None] = {}  # by address; a keyring may ask the person for a password, so it is asked once
+_given: set[str] = set()  # what was given out, so that no message repeats it
+_LEAST_SECRET: Final = 8  # characters; some servers want a key that is none, like "x", and words would lose their letters
 
 
 def find_key(url: str, variables: Sequence[str] = ()) -> str | None:
@@ -43,11 +45,25 @@ def find_key(url: str, variables: Sequence[str] = ()) -> str | None:
     with _lock:
         if address not in _known:
             _known[address] = _stored(address)
-        if _known[address] is not None:
-            return _known[address]
+        if (known := _known[address]) is not None:
+            return given_out(known)
     is_trusted = address.startswith("https:") or where_text_goes(url)[0] == "this device"
     said = (os.environ.get(name, "").strip() for name in variables)
-    return next((key for key in said if is_trusted and _is_key(key)), None)
+    return next((given_out(key) for key in said if is_trusted and _is_key(key)), None)
+
+
+def given_out(key: str) -> str:
+    """The key, which `without_keys` knows from now on: for one that was found elsewhere than by `find_key`."""
+    _given.add(key)
+    return key
+
+
+def without_keys(text: str) -> str:
+    """The text without the keys that were given out: a server, or a proxy on the way, may repeat what it was sent."""
+    for key in sorted(_given, key=len, reverse=True):  # one may be the beginning of another
+        if len(key) >= _LEAST_SECRET:
+            text = text.replace(key, "(key)")
+    return text
 
 
 def keep_key(url: str, key: str) -> Literal["keyring", "this start"]:

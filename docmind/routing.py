@@ -282,6 +282,9 @@ def options(profile: Profile) -> dict[str, Any]:
     given = dict(profile.options)
     if profile.context_window is not None and "context_window" not in settings_left_out(profile):
         given["context_window"] = profile.context_window
+    # Loading a model before the call is part of the wait for its first word.
+    if profile.first_token_seconds is not None and "first_token_seconds" not in settings_left_out(profile):
+        given["first_token_seconds"] = profile.first_token_seconds
     return given
 
 

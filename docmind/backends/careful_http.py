@@ -20,6 +20,7 @@ import httpx
 from docmind.backends.places import PLACES, Place, checked_place, place_of, real_address
 from docmind.background import event_loop, is_on_the_event_loop
 from docmind.errors import BackendError, BackendUnavailable
+from docmind.keys import without_keys
 
 if TYPE_CHECKING:
     import ssl
@@ -381,8 +382,8 @@ def unreachable(url: str) -> BackendUnavailable:
 
 
 def plain(text: str) -> str:
-    """A server's words for a message: one line, printable, not endless."""
-    line = " ".join(text[: 4 * _SHOWN_CHARACTERS].split())
+    """A server's words for a message: one line, printable, not endless, and without the key it was sent."""
+    line = " ".join(without_keys(text)[: 4 * _SHOWN_CHARACTERS].split())
     return "".join(character for character in line if character.isprintable())[:_SHOWN_CHARACTERS]
 
 

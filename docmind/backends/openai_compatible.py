@@ -27,7 +27,7 @@ from docmind.backends import DEADLINES, Detection, ModelInfo, Option, checked_op
 from docmind.backends.openai_compatible_presets import OTHER, PRESETS, Preset
 from docmind.backends.places import where_text_goes
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
-from docmind.keys import find_key
+from docmind.keys import find_key, given_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -124,7 +124,7 @@ def key_for(preset: Preset, url: str) -> str | None:
     for variable, is_meant in ((preset.key, is_own), ("OPENAI_COMPATIBLE_KEY", is_named)):
         key = os.environ.get(variable, "").strip() if variable and is_meant else ""
         if key and key.isascii() and key.isprintable():
-            return key
+            return given_out(key)
     return None
 
 

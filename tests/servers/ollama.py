@@ -23,12 +23,16 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ollama._types import ChatRequest, DeleteRequest, Message, Options, PullRequest, ShowRequest
 from pydantic import ValidationError
 
 from docmind.backends.child_side import StopStrings
 from tests.servers.http_by_hand import PATIENCE, HandServer, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # What Ollama knows and the client's types of this version do not: github.com/ollama/ollama, docs/api.md and
 # docs/modelfile.mdx.
@@ -63,12 +67,14 @@ LIBRARY = (Model("gemma3:1b", 32_768, 815_000_000, architecture="gemma3"),)
 class Reply:
     """What the server does with one chat request.
 
+    Of `deltas` what is no text is sent as it is, or is a pause (`Connection.aside`); they may be endless.
+
     `end` is what comes after the deltas: "done" the marker; "nothing" a clean end without it; "html" a page of a proxy;
     "blank_lines" and "empty_chunks" for ever; "silence" for ever; "endless_line"; "half_line" a line cut in the middle;
     "error" an error line; "reset" a connection torn down.
     """
 
-    deltas: tuple[str, ...] | list[str] = ("Hello", " there", ".")
+    deltas: Iterable[str | bytes | bytearray | float] = ("Hello", " there", ".")
     thinking: tuple[str, ...] = ()
     first_pause_seconds: float = 0.0
     pause_seconds: float = 0.0  # before each further delta
@@ -77,9 +83,12 @@ class Reply:
     error: str = "the model runner has stopped"
     figures: dict = field(default_factory=dict)  # over those of the last event; None leaves one out
     lines: tuple[bytes, ...] = ()  # sent as they are, before the deltas
-    status: int = 200  # another one is sent with `error` (or `body`), and nothing else
+    # Another one is sent with `error` (or `body`), and nothing else; 0: the connection is torn down without an answer.
+    status: int = 200
     body: bytes | None = None
     location: str | None = None  # of a redirect
+    kind: str = "application/x-ndjson"
+    headers: dict = field(default_factory=dict)  # of the stream
 
 
 class Server(HandServer):
@@ -251,6 +260,9 @@ class Server(HandServer):
         reply = self._replies.popleft() if self._replies else None
         options = request["options"]
         if reply is not None and (reply.status != 200 or reply.location or reply.body is not None):
+            if reply.status == 0:
+                connection.writer.transport.abort()
+                return
             body = reply.body if reply.body is not None else {"error": reply.error}
             await connection.whole(reply.status, body, {"Location": reply.location} if reply.location else {})
             return
@@ -263,7 +275,7 @@ class Server(HandServer):
             read = options["num_ctx"] // 2
         source = (self.writer or echo)(request) if reply is None else _scripted(reply)
         reply = reply or Reply(pause_seconds=self.pace_seconds)
-        await connection.begin(200, "application/x-ndjson")
+        await connection.begin(200, reply.kind, reply.headers)
         for line in reply.lines:
             await connection.piece(line)
         await asyncio.sleep(reply.first_pause_seconds)
@@ -299,6 +311,8 @@ class Server(HandServer):
             async for delta in source:
                 if self.is_breaking_off:
                     return written, ""
+                if await connection.aside(delta):
+                    continue
                 text, is_end = stops.feed(delta)
                 if text:
                     await connection.line(_event(model, text))

@@ -24,12 +24,16 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import TypeAdapter, ValidationError
 
 from docmind.backends.child_side import StopStrings
 from tests.servers.http_by_hand import HandServer, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 REQUEST = TypeAdapter(CompletionCreateParamsStreaming)
 FIELDS = {*CompletionCreateParamsStreaming.__annotations__} | {
@@ -71,6 +75,8 @@ TOO_LONG = {
 class Reply:
     """What the server does with one chat request.
 
+    Of `deltas` what is no text is sent as it is, or is a pause (`Connection.aside`); they may be endless.
+
     `end` is what comes after the deltas: "done" the finish reason, the usage and `[DONE]`; "nothing" a clean end;
     "done_only" `[DONE]` without a reason; "html" a page of a proxy; "comments" and "empty_chunks" for ever; "silence"
     for ever; "endless_line"; "endless_event"; "half_line" an event cut in the middle; "error" an error event; "json"
@@ -78,7 +84,7 @@ class Reply:
     "reset_later" and "silence_later".
     """
 
-    deltas: tuple[str, ...] | list[str] = ("Hello", " there", ".")
+    deltas: Iterable[str | bytes | bytearray | float] = ("Hello", " there", ".")
     thinking: tuple[str, ...] = ()
     thinking_field: str = "reasoning_content"
     first_pause_seconds: float = 0.0
@@ -89,7 +95,8 @@ class Reply:
     usage: dict | None = field(default_factory=dict)  # over the server's own; None: none is sent
     timings: dict | None = None  # as llama-server's
     lines: tuple[bytes, ...] = ()  # sent as they are, before the deltas
-    status: int = 200  # another one is sent with `error` (or `body`), and nothing else
+    # Another one is sent with `error` (or `body`), and nothing else; 0: the connection is torn down without an answer.
+    status: int = 200
     body: bytes | None = None
     kind: str = "text/event-stream"
     headers: dict = field(default_factory=dict)
@@ -195,6 +202,9 @@ class Server(HandServer):
         self.loaded.add(request["model"])
         reply = self._replies.popleft() if self._replies else None
         if reply is not None and (reply.status != 200 or reply.body is not None):
+            if reply.status == 0:
+                connection.writer.transport.abort()
+                return
             body = reply.body if reply.body is not None else {"error": reply.error}
             await connection.whole(reply.status, body, reply.headers)
             return
@@ -210,7 +220,7 @@ class Server(HandServer):
         source = _echo(request) if reply is None else _scripted(reply)
         reply = reply or Reply(pause_seconds=self.pace_seconds)
         stream = _Stream(connection, request["model"])
-        await connection.begin(200, reply.kind)
+        await connection.begin(200, reply.kind, reply.headers)
         for line in reply.lines:
             await connection.piece(line)
         await asyncio.sleep(reply.first_pause_seconds)
@@ -254,6 +264,8 @@ class Server(HandServer):
             async for delta in source:
                 if self.is_breaking_off:
                     return written, ""
+                if await stream.connection.aside(delta):
+                    continue
                 text, is_end = stops.feed(delta)
                 if text:
                     await stream.choice({"content": text})
