@@ -7,7 +7,7 @@ from typing import Final
 
 import streamlit as st
 
-from docmind import detection
+from docmind import detection, vectors
 from docmind.backends.places import allow, is_allowed, where_text_goes
 from docmind.errors import SettingsError
 from docmind.settings import Settings, read_settings, save_settings
@@ -39,6 +39,18 @@ def draw_place(url: str | None) -> None:
         )  # fmt: skip
     if url is not None and place != "this device":
         _draw_consent(settings, url, host)
+    _draw_search_place(host)
+
+
+def _draw_search_place(host: str) -> None:
+    """Where the search sends questions, when that is beyond this device and not where the model is anyway."""
+    choice = vectors.chosen(frame.config())
+    if choice is None:
+        return
+    place, search_host = vectors.destination(frame.config(), choice)
+    if place != "this device" and search_host != host:
+        words = WORDS[place][0].format(host=plain(search_host, limit=60))
+        st.caption(f"Search {words}", help="Questions are sent to this machine too, to be searched for.")
 
 
 def _draw_consent(settings: Settings, url: str, host: str) -> None:
