@@ -38,8 +38,8 @@ _T = TypeVar("_T")
 
 _STOP_POLL_SECONDS: Final = 0.05
 _WAY_BACK: Final = (
-    "Or go back to the search model that comes with DocMind: `docmind settings embedding default`, then"
-    " `docmind reindex`."
+    "Go back to the search model that comes with DocMind by `docmind settings embedding default` and `docmind reindex`,"
+    " or mend this one."
 )
 # About as long as a passage; eight of them, each its own, say how long one takes.
 _PROBE: Final = [f"Passage {number}. " + 12 * f"{embed.CANARY} " for number in range(8)]

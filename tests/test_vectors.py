@@ -54,9 +54,7 @@ def add(library, *paths):
     """Adds files; gives the results, and the error that ended it."""
     results = []
     try:
-        for event in ingest.add(library, paths):
-            if isinstance(event, FileFinished):
-                results.append(event.result)
+        results.extend(event.result for event in ingest.add(library, paths) if isinstance(event, FileFinished))
     except DocMindError as error:
         return results, error
     return results, None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from servers import ollama, openai_compatible, vectors
 
-from docmind.backends import backend, served_embedding
+from docmind.backends import EMBEDDING_OPTIONS, backend, served_embedding
 from docmind.errors import BackendError, BackendUnavailable, ConsentMissing, ContextTooLong, ModelNotFound
 
 TEXTS = ["Bees swarm in May.", "Fry 6 onions in butter.", "Marta Oldenburg is the director."]
@@ -208,3 +210,10 @@ def test_an_unknown_option_is_refused(config, kind):
         backend(kind).embedding(config, "embed", {"query_prefx": "x"})
     assert caught.value.reason == "unknown_option"
     assert "query_prefix" in caught.value.hint
+
+
+def test_the_guide_has_every_option():
+    """Its table is the code's."""
+    guide = (Path(__file__).parents[2] / "docs" / "embeddings.md").read_text(encoding="utf-8")
+    written = dict(re.findall(r"^\| `(\w+)` \| ([^`|]+) \|$", guide, re.MULTILINE))
+    assert written == {option.name: option.description for option in EMBEDDING_OPTIONS}

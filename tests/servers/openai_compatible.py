@@ -112,7 +112,8 @@ class Server(HandServer):
         self.refuses: set[str] = set()  # fields it does not know
         self.loaded: set[str] = {self.models[0]} if models else set()  # of those that load on demand
         self.vectors = vectors.packaged  # what makes them
-        self.fault = ""  # what goes wrong with vectors: see tests/servers/vectors.py; also "no order" and "twice the first"
+        # What goes wrong with vectors: see tests/servers/vectors.py; also "no order" and "twice the first".
+        self.fault = ""
         self._replies: deque[Reply] = deque()
 
     def enqueue(self, *replies):
