@@ -271,7 +271,8 @@ def _add_file(library: Library, parser: Parser, path: Path, collections: Sequenc
         yield finished("refused", reason=error.reason, hint=f"{error} {error.hint}")
         raise
     except EmbeddingFailed as error:
-        yield finished("refused", reason=error.reason, hint=f"{writable(path.name)} has no vectors. {error} {error.hint}")
+        hint = f"{writable(path.name)} has no vectors. {error} {error.hint}"
+        yield finished("refused", reason=error.reason, hint=hint)
         if error.reason != "context_too_long":  # that says nothing about the next file
             raise
     except DocMindError:  # some are also an OSError: a busy library or a missing model says nothing about this file

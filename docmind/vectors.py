@@ -86,7 +86,7 @@ def chosen(config: Config) -> Choice | None:
 
 def destination(config: Config, choice: Choice) -> tuple[Place, str]:
     """Whose machine reads the passages and questions, and its name. Asks no server where the address is known."""
-    url = choice.options.get("url")
+    url = choice.options.get("url") or getattr(_loaded.get(_key(config, choice)), "url", None)
     if url is None and choice.backend in REGISTRY:
         url = backend(choice.backend).detect(config).url
     return where_text_goes(url)
@@ -133,7 +133,7 @@ def load(config: Config, choice: Choice | None) -> BaseEmbedding:
     if choice is None:
         packaged: BaseEmbedding = embed.load_embedding()  # llama_index.embeddings has no annotations
         return packaged
-    key = (config, choice.name, *sorted(choice.options.items()))
+    key = _key(config, choice)
     with _loading:
         if key not in _loaded:
             make: Any = getattr(backend(choice.backend), "embedding", None)
@@ -145,6 +145,10 @@ def load(config: Config, choice: Choice | None) -> BaseEmbedding:
                 )
             _loaded[key] = make(config, choice.model, choice.options)
         return _loaded[key]
+
+
+def _key(config: Config, choice: Choice) -> tuple[object, ...]:
+    return config, choice.name, *sorted(choice.options.items())
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ NOMIC = "ollama:nomic-embed-text"
 @pytest.fixture
 def server():
     """A stand-in whose vectors are those of the model that comes with DocMind."""
+    embed.load_embedding()  # no deadline waits for that
     with serve() as running:
         yield running
 
@@ -378,9 +379,7 @@ def test_many_searches_at_once_share_it(stocked, server):
     """From several threads, with the same results."""
     use(stocked.config, server)
     expected, results = found(stocked, QUESTIONS[:1]), []
-    threads = [
-        threading.Thread(target=lambda: results.append(found(stocked, QUESTIONS[:1]))) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: results.append(found(stocked, QUESTIONS[:1]))) for _ in range(4)]
     for thread in threads:
         thread.start()
     wait_until(lambda: len(results) == 4)

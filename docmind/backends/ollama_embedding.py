@@ -38,7 +38,7 @@ class OllamaEmbedding(ServedEmbedding):
                                     f"Run: ollama pull {self.model_name}")  # fmt: skip
             error = refusal(status, said, self.url)
             # "the input length exceeds the context length", older: "input length exceeds maximum context length"
-            raise ContextTooLong(f"{self.model_name} cannot read a text this long.") if isinstance(
-                error, ContextTooLong
-            ) else error
+            if isinstance(error, ContextTooLong):
+                raise ContextTooLong(f"{self.model_name} cannot read a text this long.")
+            raise error
         return answer.get("embeddings")

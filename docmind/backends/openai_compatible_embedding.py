@@ -44,9 +44,11 @@ class OpenAICompatibleEmbedding(ServedEmbedding):
 
     def _failure(self, status: int, text: str, headers: Mapping[str, str]) -> BackendError:
         """The error for a refusal."""
+        if "too large to process" in text:  # the physical batch of llama-server is 512 tokens
+            hint = "Start the server with a larger batch, llama-server with -ub 2048, or choose another model."
+            return ContextTooLong(f"{self.model_name} cannot read a text this long there.", hint)
         error = refusal(status, text, self.url, self.preset, headers)
-        # llama-server: "input (600 tokens) is too large to process. increase the physical batch size"
-        if isinstance(error, ContextTooLong) or "too large to process" in text:
+        if isinstance(error, ContextTooLong):
             return ContextTooLong(f"{self.model_name} cannot read a text this long.")
         if status == 501 or "does not support embeddings" in text:  # llama-server that was started to chat
             return BackendError(

@@ -67,9 +67,8 @@ class ServedEmbedding(BaseEmbedding):
                 raise
             raise ConsentMissing(str(error), f"Allow it. Run: docmind settings allow {origin(self.url)}") from error
         except ContextTooLong as error:
-            raise ContextTooLong(
-                str(error), "Choose a model that reads 512 tokens or more, and a short prefix."
-            ) from error
+            hint = error.hint or "Choose a model that reads 512 tokens or more, and a short prefix."
+            raise ContextTooLong(str(error), hint) from error
         except BackendUnavailable as error:
             if error.reason != "unreachable":
                 raise

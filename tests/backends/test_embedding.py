@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from servers import ollama, openai_compatible, vectors
+from servers import llama_server, ollama, openai_compatible, vectors
 
 from docmind.backends import EMBEDDING_OPTIONS, backend, served_embedding
 from docmind.errors import BackendError, BackendUnavailable, ConsentMissing, ContextTooLong, ModelNotFound
@@ -86,6 +86,19 @@ def test_what_is_no_vector_for_each_text_is_not_taken(peer, fault):
     assert caught.value.hint
 
 
+def test_the_real_server_of_llama_cpp_makes_vectors(config):
+    """The wire format as it is: each text has its own vector, and one that is too long is refused, not cut."""
+    with llama_server.serve(window=512, embeddings=True) as url:
+        model = backend("openai-compatible").embedding(config, "starter", {"url": url})
+        together = np.asarray(model.get_text_embedding_batch(TEXTS))
+        apart = np.asarray([model.get_query_embedding(text) for text in TEXTS])
+        assert together.shape == (3, 576)
+        assert np.argmax(together @ apart.T, axis=1).tolist() == [0, 1, 2]
+        with pytest.raises(ContextTooLong) as caught:
+            model.get_text_embedding("word " * 300)
+        assert "-ub 2048" in caught.value.hint
+
+
 @pytest.mark.parametrize(("fault", "is_right"), [("no order", True), ("twice the first", False)])
 def test_vectors_belong_to_their_texts_whatever_order_they_come_in(config, fault, is_right):
     """By their index, which must be there once for each."""
@@ -126,7 +139,7 @@ def test_a_text_that_is_too_long_is_refused_and_not_cut(peer):
     """The hint is about the model, not about the chat's window."""
     with pytest.raises(ContextTooLong) as caught:
         peer.build().get_text_embedding_batch(["short", "long " * 3000])
-    assert "512" in caught.value.hint
+    assert ("512" if peer.kind == "ollama" else "-ub 2048") in caught.value.hint
 
 
 def test_a_model_that_is_not_there_is_said_to_be_missing(peer):
