@@ -207,7 +207,7 @@ def ask(
     message_id = None if chat is None else chats.begin(library, chat, question, run_id)
     now = time.monotonic()
     work = _Work(
-        library, question, run_id, chat, message_id, stop, now, Reading(library, collections, documents),
+        library, question, run_id, chat, message_id, stop, now, Reading(library, collections, documents, stop=stop),
         query=standalone(question, [turn.query for turn in turns]), asked=question, turns=turns,
         kept_at=now,
     )  # fmt: skip
@@ -225,10 +225,13 @@ def _to_its_end(work: _Work, begin: Callable[[], Iterator[AnswerEvent]]) -> Iter
         work.finished, work.reason = "stopped", "stopped"
         raise
     except DocMindError as error:
-        work.finished, work.reason, work.error = ("cut" if work.shown else "failed"), error.reason, error
-        log.error("answer %s: %s", work.run_id, error.reason)
-        if not work.shown:
-            raise
+        if error.reason == "stopped":  # in the middle of a search
+            work.finished, work.reason = "stopped", "stopped"
+        else:
+            work.finished, work.reason, work.error = ("cut" if work.shown else "failed"), error.reason, error
+            log.error("answer %s: %s", work.run_id, error.reason)
+            if not work.shown:
+                raise
     finally:
         answer = _finish(work)
     if answer is not None:
@@ -474,6 +477,7 @@ def _give(work: _Work, llm: Any, profile: Profile) -> None:
         tokens_per_second=speed, target_seconds=config.first_token_target_seconds,
         first_number=max((piece.number for piece in known), default=0) + 1, evidence=known,
         pages=dict(work.before.pages), steps=[{**reach.steps[0], "evidence": []}], hits=list(work.hits),
+        stop=work.stop,
     )  # fmt: skip
     tools.give(work.reading, work.hits)
 

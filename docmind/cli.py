@@ -137,9 +137,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--from", metavar="NAME", dest="origin", help="save: begin with a copy of this profile")
     sub.add_argument("--overwrite", action="store_true", help="save: replace one of your own of that name")
 
-    sub = command("settings", _settings, "show who may be sent text, or change it")
-    sub.add_argument("action", nargs="?", choices=("show", "allow", "forbid", "local-only"), default="show")
-    sub.add_argument("value", nargs="?", type=_text, metavar="ADDRESS|on|off", help="http://192.168.1.20:11434")
+    sub = command("settings", _settings, "show who may be sent text and what makes the vectors of search, or change it")
+    sub.add_argument("action", nargs="?", choices=("show", "allow", "forbid", "local-only", "embedding"),
+                     default="show")  # fmt: skip
+    sub.add_argument(
+        "value", nargs="?", type=_text, metavar="ADDRESS|on|off|BACKEND:MODEL|default",
+        help="http://192.168.1.20:11434; for embedding a model of a backend, or default",
+    )  # fmt: skip
+    sub.add_argument(
+        "--set", action="append", default=[], type=_text, metavar="KEY=VALUE", dest="options",
+        help="embedding: url, query_prefix or passage_prefix",
+    )  # fmt: skip
 
     sub = command("keys", _keys, "keep or forget the key of a model server; it is asked for, or read from stdin")
     sub.add_argument("action", nargs="?", choices=("show", "keep", "forget"), default="show")
@@ -561,6 +569,8 @@ def _settings(arguments: argparse.Namespace) -> int:
             if value not in ("on", "off"):
                 raise SettingsError("It is on or off.", "Run: docmind settings local-only on")
             settings = change_settings(config, lambda s: dataclasses.replace(s, local_only=value == "on"))
+        case "embedding":
+            return _choose_embedding(arguments, config)
     if arguments.json:
         _print_json({name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()})
         return 0
@@ -569,7 +579,65 @@ def _settings(arguments: argparse.Namespace) -> int:
         _print(f"allowed      {address} ({where_text_goes(address)[0]})")
     if not settings.allowed:
         _print("allowed      no address beyond this device")
+    _print(f"embedding    {settings.embedding or 'the model that comes with DocMind'}")
+    for name, text in settings.embedding_options.items():
+        _print(f"  {name:14} {text}")
     return 0
+
+
+def _choose_embedding(arguments: argparse.Namespace, config: Config) -> int:
+    """Another model for the vectors of search: tried, kept, and what follows from it said."""
+    from docmind import vectors
+    from docmind.embed import PACKAGED, same_model
+    from docmind.library import open_library
+
+    if not arguments.value:
+        raise SettingsError("Which model makes the vectors?", "Run: docmind settings embedding BACKEND:MODEL")
+    options = dict(given.partition("=")[::2] for given in arguments.options)
+    probe = vectors.choose(config, arguments.value, options)
+    library = open_library(config=config) if config.database.exists() else None
+    stored = library.embedding_identity() if library is not None else None
+    passages = library.counts()["passages"] if library is not None else 0
+    if probe is None:
+        is_other = stored is not None and stored.name != PACKAGED
+        lines = ["The vectors of search are made by the model that comes with DocMind."]
+    else:
+        is_other = stored is not None and not same_model(stored, probe.identity)
+        place, host = vectors.destination(config, probe.choice)
+        lines = [
+            f"The vectors of search are made by {probe.choice.name}: {probe.identity.dimension} numbers, measured"
+            f" {probe.seconds_per_passage:.3f} s a passage.",
+            f"The text of all documents, and every question, goes to {host} on {place}.",
+            "Every question asks it once more: a server with room for one model loads it in place of the chat model"
+            " and back again, which may take longer than the answer.",
+        ]
+        for name, text in probe.choice.options.items():
+            lines.append(f"  {name:14} {text}")
+    if os.environ.get("DOCMIND_EMBEDDING"):
+        lines.append("DOCMIND_EMBEDDING is set and wins over this, until it is unset.")
+    if is_other:
+        takes = "" if probe is None else f" about {_minutes(passages * probe.seconds_per_passage)} for"
+        lines.append(f"Nothing is found until your documents are indexed again,{takes} {counted(passages, 'passage')}.")
+        lines.append("Run: docmind reindex")
+    if arguments.json:
+        chosen = None if probe is None else probe.choice
+        _print_json(
+            {
+                "embedding": chosen.name if chosen else "",
+                "embedding_options": dict(chosen.options) if chosen else {},
+                "dimension": None if probe is None else probe.identity.dimension,
+                "seconds_per_passage": None if probe is None else round(probe.seconds_per_passage, 4),
+                "passages": passages,
+                "reindex_needed": is_other,
+            }
+        )
+    else:
+        _print("\n".join(lines))
+    return 0
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def _keys(arguments: argparse.Namespace) -> int:

@@ -28,7 +28,10 @@ def test_nothing_decided_is_the_default(config):
 
 def test_what_is_kept_is_read_again(config):
     """For this person only, and whole."""
-    settings = Settings(local_only=True, allowed=('http://a"b\n:1', "https://ä.example:443"), backend_order=("x", "y"))
+    settings = Settings(
+        local_only=True, allowed=('http://a"b\n:1', "https://ä.example:443"), backend_order=("x", "y"),
+        embedding="x:y:z", embedding_options={"url": "http://a", 'odd "key"': "query: "},
+    )  # fmt: skip
     save_settings(config, settings)
     assert read_settings(config) == settings
     assert [path.name for path in config.home.iterdir()] == ["settings.toml"]
@@ -39,6 +42,7 @@ def test_what_is_kept_is_read_again(config):
 @pytest.mark.parametrize(
     "text",
     ["local_only = 1", "local_only = 'true'", "allowed = 'http://a'", "allowed = [1]", "unknown = 1", "= broken",
+     "embedding = true", "embedding = ['x']", "embedding_options = 'x'", "[embedding_options]\nurl = 1",
      "local_only = true\nlocal_only = false", "allowed = [\ud800]",
      "local_only = " + "1" * 5000, "allowed = " + "[" * 20_000],
     ids=lambda text: ascii(text)[:40],

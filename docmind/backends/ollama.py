@@ -24,7 +24,15 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from docmind.backends import DEADLINES, NOT_WRITING, Detection, ModelInfo, Option, checked_options
+from docmind.backends import (
+    DEADLINES,
+    EMBEDDING_OPTIONS,
+    NOT_WRITING,
+    Detection,
+    ModelInfo,
+    Option,
+    checked_options,
+)
 from docmind.backends.places import checked_place, server_address, where_text_goes
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
 from docmind.keys import find_key
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import httpx
+    from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.llms import LLM
 
     from docmind.backends import Progress
@@ -482,6 +491,46 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
         gpu_layers=given.get("gpu_layers"),
         version=listing.version,
     ).knowing(listing.loaded_windows)
+
+
+def embedding(config: Config, model: str, options: Mapping[str, Any] | None = None) -> BaseEmbedding:
+    """A LlamaIndex model that makes vectors, for one of those that the server has for that.
+
+    Raises:
+        BackendUnavailable: The server is not there.
+        ModelNotFound: The server has no such model.
+        BackendError: An option is unknown, or the model writes text (`no_vectors`) or runs elsewhere (`cloud_model`).
+    """
+    given = checked_options(EMBEDDING_OPTIONS, options or {})
+    url = address(given.get("url"))
+    start = f"Start Ollama, then run: ollama pull {model}"
+    try:
+        listing = _listing(config, url, model)
+    except BackendUnavailable as absence:
+        raise BackendUnavailable(str(absence), start) from absence
+    info = next((info for info in listing.models if model in names(info.name)), None)
+    if info is None:
+        raise ModelNotFound(f"Ollama has no model '{model}'.", f"Run: ollama pull {model}")
+    if info.reason == "cloud_model":
+        raise BackendError(
+            f"{info.name} runs on ollama.com, not on this machine.", "Choose another model.", reason=info.reason
+        )
+    if info.reason is None:
+        raise BackendError(
+            f"{info.name} writes text; it was not made for the vectors of a search.",
+            "Choose an embedding model. Run: ollama pull nomic-embed-text",
+            reason="no_vectors",
+        )
+    from docmind.backends.ollama_embedding import OllamaEmbedding
+
+    return OllamaEmbedding(
+        model_name=info.name,
+        config=config,
+        url=url,
+        query_prefix=given.get("query_prefix", ""),
+        passage_prefix=given.get("passage_prefix", ""),
+        start=start,
+    )
 
 
 def not_found(model: str, listing: Listing) -> ModelNotFound:

@@ -96,9 +96,8 @@ def _draw_card(one: Detection, profiles: Sequence[Profile]) -> bool:
 def _draw_place(one: Detection) -> None:
     """Whose machine runs it, and at which address."""
     place, host = where_text_goes(one.url)
-    words, explained = WORDS[place]
     url = f" · {plain(one.url)}" if one.url else ""
-    st.caption(words.format(host=plain(host, limit=60)) + url, help=explained)
+    st.caption(WORDS[place].format(host=plain(host, limit=60)) + url)
 
 
 def _draw_hint(hint: str | None) -> None:

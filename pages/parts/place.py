@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import streamlit as st
 
-from docmind import detection
+from docmind import detection, vectors
 from docmind.backends.places import allow, is_allowed, where_text_goes
 from docmind.errors import SettingsError
 from docmind.settings import Settings, change_settings, read_settings
@@ -53,6 +53,18 @@ def draw_place(url: str | None, *, is_known: bool = True, fallbacks: Sequence[st
     if url is not None and place != "this device":
         _draw_consent(settings, url, host)
     _draw_fallbacks(settings, [other for other in fallbacks if other is not None and other != url])
+    _draw_search_place(host)
+
+
+def _draw_search_place(host: str) -> None:
+    """Where the search sends questions, when that is beyond this device and not where the model is anyway."""
+    choice = vectors.chosen(frame.config())
+    if choice is None:
+        return
+    place, search_host = vectors.destination(frame.config(), choice)
+    if place != "this device" and search_host != host:
+        words = WORDS[place].format(host=plain(search_host, limit=60))
+        st.caption(f"Search {words}", help="Questions are sent to this machine too, to be searched for.")
 
 
 def _draw_consent(settings: Settings, url: str, host: str) -> None:

@@ -8,7 +8,7 @@ from streamlit.testing.v1 import AppTest
 from waiting import PATIENCE_SECONDS
 
 from docmind.backends.places import allow
-from docmind.settings import read_settings
+from docmind.settings import Settings, read_settings, save_settings
 from pages.parts.safe import plain
 
 
@@ -45,6 +45,18 @@ def test_a_model_on_this_device_needs_no_word(place, url):
     app = place(url)
     assert captions(app) == [":green[●] on this device"]
     assert [button.key for button in app.button] == []
+
+
+@pytest.mark.parametrize(
+    ("search_url", "said"),
+    [("http://127.0.0.1:11434", 0), ("http://192.168.1.20:11434", 1), ("https://api.example.com/v1", 1)],
+)
+def test_a_search_model_beyond_this_device_is_said_beside_the_model(place, config, search_url, said):
+    """Questions go there too; where both are one machine it is said once."""
+    save_settings(config, Settings(embedding="ollama:x", embedding_options={"url": search_url}))
+    assert len(captions(place(None))) == 1 + said
+    assert any(caption.startswith("Search :") for caption in captions(place(None))) == bool(said)
+    assert not any(caption.startswith("Search :") for caption in captions(place(search_url)))
 
 
 def test_an_address_beyond_this_device_is_allowed_once_and_the_word_can_be_taken_back(place, config):

@@ -25,10 +25,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ollama._types import ChatRequest, DeleteRequest, Message, Options, PullRequest, ShowRequest
+from ollama._types import ChatRequest, DeleteRequest, EmbedRequest, Message, Options, PullRequest, ShowRequest
 from pydantic import ValidationError
 
 from docmind.backends.child_side import StopStrings
+from tests.servers import vectors
 from tests.servers.http_by_hand import PATIENCE, HandServer, running
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ class Server(HandServer):
         # How pulls end: "success", "nothing" (a clean end without it), "silence", "reset", or an error's words.
         self.pull_end = "success"
         self.pull_pause_seconds = 0.0  # before each step of a pull
+        self.vectors = vectors.packaged  # what makes them
+        self.fault = ""  # what goes wrong with vectors: see tests/servers/vectors.py
         self._replies: deque[Reply] = deque()
 
     def enqueue(self, *replies):
@@ -136,6 +139,8 @@ class Server(HandServer):
             await self._pull(connection, request)
         elif (method, path) == ("DELETE", "/api/delete"):
             await self._delete(connection, request)
+        elif (method, path) == ("POST", "/api/embed"):
+            await self._embed(connection, request)
         elif (method, path) == ("POST", "/api/chat"):
             await self._chat(connection, request)
         else:
@@ -219,6 +224,22 @@ class Server(HandServer):
             del self.models[model.name]
             self.loaded.pop(model.name, None)
             await connection.whole(200, b"")
+
+    async def _embed(self, connection, request):
+        if (wrong := _wrong_embed(request)) is not None:
+            await self._refuse(connection, wrong)
+        elif (model := self._model(request["model"])) is None:
+            await connection.whole(404, {"error": f'model "{request["model"]}" not found, try pulling it first'})
+        elif "embedding" not in (model.capabilities or ("embedding",)):
+            await connection.whole(400, {"error": "this model does not support embeddings"})
+        elif max(len(text) // 4 for text in request["input"]) > model.window:
+            await connection.whole(400, {"error": "the input length exceeds the context length"})
+        else:
+            self.loaded.setdefault(model.name, model.window)
+            made = await vectors.make(self, request["input"])
+            answer = {"model": model.name, "embeddings": made, "total_duration": 1, "prompt_eval_count": 9}
+            if not await vectors.misbehave(connection, self, answer):
+                await connection.whole(200, answer)
 
     async def _chat(self, connection, request):
         if (wrong := _wrong_chat(request)) is not None:
@@ -434,6 +455,15 @@ def _wrong(request, kind, fields):
     except ValidationError as error:
         return str(error)
     return None
+
+
+def _wrong_embed(request):
+    if (wrong := _wrong(request, EmbedRequest, {*EmbedRequest.model_fields})) is not None:
+        return wrong
+    if request.get("truncate") is not False:
+        return "truncate is not false: long texts would be cut"
+    texts = request["input"]
+    return None if isinstance(texts, list) and texts and all(texts) else "no texts"
 
 
 def _wrong_chat(request):

@@ -27,15 +27,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
+from openai.types.embedding_create_params import EmbeddingCreateParams
 from pydantic import TypeAdapter, ValidationError
 
 from docmind.backends.child_side import StopStrings
+from tests.servers import vectors
 from tests.servers.http_by_hand import HandServer, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 REQUEST = TypeAdapter(CompletionCreateParamsStreaming)
+EMBEDDING = TypeAdapter(EmbeddingCreateParams)
 FIELDS = {*CompletionCreateParamsStreaming.__annotations__} | {
     name for base in CompletionCreateParamsStreaming.__orig_bases__ for name in getattr(base, "__annotations__", {})
 }
@@ -115,6 +118,9 @@ class Server(HandServer):
         self.is_loading = False  # then it says so to everything but its list of models
         self.refuses: set[str] = set()  # fields it does not know
         self.loaded: set[str] = {self.models[0]} if models else set()  # of those that load on demand
+        self.vectors = vectors.packaged  # what makes them
+        # What goes wrong with vectors: see tests/servers/vectors.py; also "no order" and "twice the first".
+        self.fault = ""
         self._replies: deque[Reply] = deque()
 
     def enqueue(self, *replies):
@@ -141,6 +147,8 @@ class Server(HandServer):
             await connection.whole(200, told, {"Server": "BaseHTTP/0.6 Python/3.12.3"} if self.kind == "mlx" else {})
         elif (method, path) == ("POST", "/v1/chat/completions"):
             await self._chat(connection, request)
+        elif (method, path) == ("POST", "/v1/embeddings"):
+            await self._embed(connection, request)
         else:
             await connection.whole(
                 404, {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}}
@@ -187,6 +195,30 @@ class Server(HandServer):
     async def _refuse(self, connection, why):
         self.note(self.violations, why)
         await connection.whole(400, {"error": {"message": why, "type": "invalid_request_error"}})
+
+    async def _embed(self, connection, request):
+        if (wrong := _wrong_embedding(request)) is not None:
+            await self._refuse(connection, wrong)
+        elif request["model"] not in self.models:
+            why = {"message": f"The model `{request['model']}` does not exist.", "type": "NotFoundError", "code": 404}
+            await connection.whole(404, {"error": why})
+        elif "embed" not in request["model"]:
+            why = "This server does not support embeddings. Start it with `--embeddings`"
+            await connection.whole(501, {"error": {"code": 501, "message": why, "type": "not_supported_error"}})
+        elif (longest := max(len(text) // 4 for text in request["input"])) > self.window:
+            why = f"input ({longest} tokens) is too large to process. increase the physical batch size"
+            await connection.whole(500, {"error": {"code": 500, "message": why, "type": "server_error"}})
+        else:
+            made = await vectors.make(self, request["input"])
+            data = [{"object": "embedding", "index": n, "embedding": v} for n, v in enumerate(made)]
+            if self.fault == "no order":
+                data.reverse()
+            elif self.fault == "twice the first":
+                data = [entry | {"index": 0} for entry in data]
+            usage = {"prompt_tokens": 9, "total_tokens": 9}
+            answer = {"object": "list", "data": data, "model": request["model"], "usage": usage}
+            if not await vectors.misbehave(connection, self, answer):
+                await connection.whole(200, answer)
 
     async def _chat(self, connection, request):
         if (wrong := _wrong(request, self.kind)) is not None:
@@ -407,6 +439,19 @@ def _wrong(request, kind):
     for name in extra & set(request):
         if not isinstance(request[name], str if name == "grammar" else (int, float)):
             return f"{name} is no value"
+    return None
+
+
+def _wrong_embedding(request):
+    """What is wrong with a request for vectors, by OpenAI's own type; None: nothing."""
+    if not isinstance(request, dict) or set(request) - {*EmbeddingCreateParams.__annotations__}:
+        return "the body is no JSON object, or has unknown fields"
+    try:
+        texts = list(EMBEDDING.validate_python(request)["input"])
+    except ValidationError as error:
+        return str(error)
+    if request.get("encoding_format") != "float" or not texts or not all(isinstance(text, str) for text in texts):
+        return "no texts, or not in the format that is read"
     return None
 
 
