@@ -1,7 +1,8 @@
 """Looking for backends, switching between two, and going on with an answer that was cut.
 
-`python benchmarks/switching.py`: the starter in its child process, and the tests' Ollama stand-in in which the starter
-writes too (a second child), so that both sides compute the same. Each figure has its measure beside it, in one run:
+`python benchmarks/switching.py`: the starter in its child process, and the tests' Ollama stand-in in a process of its
+own, in which the starter writes too, so that both sides compute the same. Each figure has its measure beside it, in
+one run:
 
 - detection: all backends at once, beside the slowest one alone;
 - switch: from the question to the first word when the model is another than before, beside the same when it is not.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -35,21 +37,26 @@ THEIRS = {"backend": "ollama", "model": "qwen3:4b"}
 
 def main() -> None:
     """Measures and prints."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    root = Path(__file__).parents[1]
+    sys.path[:0] = [str(root), str(root / "tests")]
     from conftest import write_files
-    from servers.ollama import serve, starter_writer
 
     with tempfile.TemporaryDirectory() as folder:
         library = Library(Config(home=Path(folder) / "home"))
         for _ in library.add(write_files(Path(folder) / "files")):
             pass
-        with serve(writer=starter_writer(library.config)) as server:
-            os.environ["OLLAMA_HOST"] = server.url
+        command = [sys.executable, "-m", "tests.servers.ollama", "--starter"]
+        server = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+        try:
+            os.environ["OLLAMA_HOST"] = server.stdout.readline().strip()
             result = {
                 "detection": detection(library.config),
                 "switch": switches(library),
                 "continue": continuing(library),
             }
+        finally:
+            server.kill()
+            server.wait()
         llama_cpp.close_all()
     write("switching", result)
 

@@ -20,7 +20,7 @@ from docmind.backends import backend as find_backend
 from docmind.background import follow
 from docmind.citations import Citation, Sentence, cite, is_refusal, split_sentences, strip_markers
 from docmind.context import as_json
-from docmind.errors import BackendError, DocMindError
+from docmind.errors import BackendError, BackendUnavailable, DocMindError
 from docmind.events import FellBack, ModelWaiting, Phase, StepFinished, StepStarted, TextDelta
 from docmind.follow_up import standalone
 from docmind.history import History, Turn
@@ -66,6 +66,7 @@ class Answer:
         fallbacks: Models that gave up, and those that went on.
         attempts: What they had written.
         choice: What `auto` came to and why; None where nothing was to be chosen.
+        url: Of the server whose model wrote it; None: a model in this program.
         settings_left_out: Settings of the profile that the backend has nothing for, or that its server refused.
     """
 
@@ -88,6 +89,7 @@ class Answer:
     fallbacks: tuple[dict[str, Any], ...] = ()
     attempts: tuple[dict[str, Any], ...] = ()
     choice: str | None = None
+    url: str | None = None
     settings_left_out: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -109,6 +111,7 @@ class Answer:
             "model": self.model,
             "profile": self.profile,
             "choice": self.choice,
+            "url": self.url,
             "settings_left_out": list(self.settings_left_out),
             "run": self.run_id,
             "chat": self.chat_id,
@@ -155,6 +158,7 @@ class _Work:
     reason: str | None = None
     refused: bool = False
     error: DocMindError | None = None
+    url: str | None = None  # of the server whose model writes; None: it runs in this program
 
     @property
     def is_stopped(self) -> bool:
@@ -203,7 +207,7 @@ def ask(
     message_id = None if chat is None else chats.begin(library, chat, question, run_id)
     now = time.monotonic()
     work = _Work(
-        library, question, run_id, chat, message_id, stop, now, Reading(library, collections, documents),
+        library, question, run_id, chat, message_id, stop, now, Reading(library, collections, documents, stop=stop),
         query=standalone(question, [turn.query for turn in turns]), asked=question, turns=turns,
         kept_at=now,
     )  # fmt: skip
@@ -221,10 +225,13 @@ def _to_its_end(work: _Work, begin: Callable[[], Iterator[AnswerEvent]]) -> Iter
         work.finished, work.reason = "stopped", "stopped"
         raise
     except DocMindError as error:
-        work.finished, work.reason, work.error = ("cut" if work.shown else "failed"), error.reason, error
-        log.error("answer %s: %s", work.run_id, error.reason)
-        if not work.shown:
-            raise
+        if error.reason == "stopped":  # in the middle of a search
+            work.finished, work.reason = "stopped", "stopped"
+        else:
+            work.finished, work.reason, work.error = ("cut" if work.shown else "failed"), error.reason, error
+            log.error("answer %s: %s", work.run_id, error.reason)
+            if not work.shown:
+                raise
     finally:
         answer = _finish(work)
     if answer is not None:
@@ -279,6 +286,7 @@ def _attempt(work: _Work, profile: Profile) -> Iterator[AnswerEvent]:
     work.profile, work.model = profile, routing.find_model(library.config, profile)
     work.profile = profile = routing.for_model(profile, work.model)
     llm: Any = find_backend(profile.backend).build(library.config, work.model.name, routing.options(profile))
+    work.url = getattr(llm, "url", None)
     try:
         routing.free_memory(but=profile.backend)
         yield from _by_model(work, llm, profile)
@@ -346,45 +354,71 @@ def _ask_on(
     """The chat's last answer goes on."""
     question, message = continuing.unfinished(library, chat)
     assert chat is not None
-    turn, pages = continuing.turn_of(library, chat)
+    turn, evidence, pages = continuing.read_for(library, chat)
     details = message.details
     run_id = runs.start_run(library, "answer", run_id)
-    chats.reopen(library, message.message_id, run_id)
+    if not chats.reopen(library, message, run_id):
+        runs.finish_run(library, run_id, "failed")
+        raise DocMindError("This answer goes on already.", "Wait for it.", reason="nothing_to_continue")
     now = time.monotonic()
     read_tokens = ((details.get("context") or {}).get("parts") or {}).get("evidence") or 0
     reading = Reading(
-        library, evidence=turn.evidence, pages=pages, steps=list(details.get("steps") or []),
-        evidence_tokens=read_tokens, budget_tokens=read_tokens,
+        library, evidence=evidence, pages=pages, steps=list(details.get("steps") or []), evidence_tokens=read_tokens,
+        budget_tokens=read_tokens,
     )  # fmt: skip
     work = _Work(
         library, question, run_id, chat, message.message_id, stop, now, reading, query=turn.query, asked=turn.asked,
-        raw=message.text, shown=message.text, kept_at=now, fallbacks=list(details.get("fallbacks") or []),
-        attempts=list(details.get("attempts") or []), choice=details.get("choice"),
+        turns=history.turns_of(library, chat), raw=message.text, shown=message.text, kept_at=now,
+        fallbacks=list(details.get("fallbacks") or []), attempts=list(details.get("attempts") or []),
+        choice=details.get("choice"), url=details.get("url"),
     )  # fmt: skip
-    yield TextDelta(message.text)  # it is read on the screen already
     # With the model that wrote it, and no other: never two in one text.
     name, backend, model = str(details.get("profile") or ""), str(details["backend"]), str(details["model"])
     work.profile = Profile(name, backend, model)
     work.model = ModelInfo(model, (details.get("context") or {}).get("window"), None, None, loaded=False)
-    yield from _to_its_end(work, lambda: _go_on(work, _chosen(work, name or None, backend, model), turn))
+    yield from _to_its_end(work, lambda: _go_on(work, name, turn))
 
 
-def _go_on(work: _Work, profile: Profile, turn: Turn) -> Iterator[AnswerEvent]:
+def _go_on(work: _Work, name: str, turn: Turn) -> Iterator[AnswerEvent]:
     """One more call of the model."""
+    original = work.raw
+    yield TextDelta(original)  # it is read on the screen already
+    assert work.profile is not None
+    profile = _chosen(work, name or None, work.profile.backend, work.profile.model)
     config = work.library.config
     work.model = routing.find_model(config, profile)
     llm: Any = find_backend(profile.backend).build(config, work.model.name, routing.options(profile))
     try:
+        if work.url != getattr(llm, "url", None):
+            raise BackendUnavailable(
+                f"{profile.backend} · {profile.model} is at another address now.", "Ask again instead.",
+                reason="model_missing",
+            )  # fmt: skip
         routing.free_memory(but=profile.backend)
         llm.start()
         yield from _load(work, llm)
-        written = continuing.to_go_on_from(work.raw)
-        messages = continuing.messages(turn, written, profile.system_prompt)
+        if work.is_stopped:
+            work.finished, work.reason = "stopped", "stopped"
+            return
+        written = continuing.to_go_on_from(original)
+        limit_tokens = (llm.metadata.context_window - profile.max_output_tokens) // 2
+        work.before = history.fitting(
+            work.library, work.turns, llm.count_tokens_many, within=None,
+            limit_tokens=min(profile.history_tokens, limit_tokens), tokens_per_second=llm.prefill_tokens_per_second,
+            target_seconds=HISTORY_SHARE * config.first_token_target_seconds, is_agent=False,
+        )  # fmt: skip
+        before = _before(work, is_agent=False)
+        messages = continuing.messages(turn, written, profile.system_prompt, before)
 
         def read(text: str, is_all: bool) -> str:
             return continuing.joined(written, _spoken(text, is_all), is_all=is_all)
 
         yield from _call(work, llm, profile, messages, routing.call_arguments(profile), read)
+        if work.raw == written:  # it said nothing new: what there was stays as it was
+            work.raw = original
+            yield from _show(work, everything=True)
+            if work.finished == "complete":
+                work.finished, work.reason = "cut", "no_answer"
     finally:
         llm.release()
 
@@ -443,6 +477,7 @@ def _give(work: _Work, llm: Any, profile: Profile) -> None:
         tokens_per_second=speed, target_seconds=config.first_token_target_seconds,
         first_number=max((piece.number for piece in known), default=0) + 1, evidence=known,
         pages=dict(work.before.pages), steps=[{**reach.steps[0], "evidence": []}], hits=list(work.hits),
+        stop=work.stop,
     )  # fmt: skip
     tools.give(work.reading, work.hits)
 
@@ -611,6 +646,7 @@ def _finish(work: _Work) -> Answer | None:
             model=model.name,
             profile=profile.name,
             choice=work.choice,
+            url=work.url,
             settings_left_out=routing.all_left_out(profile, receipt),
             run_id=work.run_id,
             chat_id=work.chat,

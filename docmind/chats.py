@@ -79,10 +79,14 @@ def begin(library: Library, chat_id: str, question: str, run_id: str) -> int:
         return int(added.lastrowid or 0)
 
 
-def reopen(library: Library, message_id: int, run_id: str) -> None:
-    """An answer that had ended goes on in another run; what was written stays."""
+def reopen(library: Library, message: Message, run_id: str) -> bool:
+    """An answer that had ended goes on in another run, and what was written stays; False: it goes on already."""
     with store.writing(library.path) as db:
-        db.execute("UPDATE messages SET run_id = ?, finished = NULL WHERE id = ?", (run_id, message_id))
+        changed = db.execute(
+            "UPDATE messages SET run_id = ?, finished = NULL WHERE id = ? AND run_id IS ?",
+            (run_id, message.message_id, message.run_id),
+        )
+        return bool(changed.rowcount)
 
 
 def keep_partial(library: Library, message_id: int, text: str) -> None:
@@ -109,7 +113,7 @@ def finish(library: Library, message_id: int, answer: Answer, error: DocMindErro
         "asked": answer.asked, "fallbacks": answer.fallbacks, "attempts": answer.attempts,
         "backend": answer.backend, "model": answer.model, "profile": answer.profile,
         "context": answer.context, "timings": answer.timings,
-        "choice": answer.choice, "settings_left_out": answer.settings_left_out,
+        "choice": answer.choice, "url": answer.url, "settings_left_out": answer.settings_left_out,
         # Where they are, not what they say: that goes with the document.
         "nearest": [{key: value for key, value in near.items() if key != "text"} for near in answer.nearest],
     }  # fmt: skip

@@ -137,9 +137,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--from", metavar="NAME", dest="origin", help="save: begin with a copy of this profile")
     sub.add_argument("--overwrite", action="store_true", help="save: replace one of your own of that name")
 
-    sub = command("settings", _settings, "show who may be sent text, or change it")
-    sub.add_argument("action", nargs="?", choices=("show", "allow", "forbid", "local-only"), default="show")
-    sub.add_argument("value", nargs="?", type=_text, metavar="ADDRESS|on|off", help="http://192.168.1.20:11434")
+    sub = command("settings", _settings, "show who may be sent text and what makes the vectors of search, or change it")
+    sub.add_argument("action", nargs="?", choices=("show", "allow", "forbid", "local-only", "embedding"),
+                     default="show")  # fmt: skip
+    sub.add_argument(
+        "value", nargs="?", type=_text, metavar="ADDRESS|on|off|BACKEND:MODEL|default",
+        help="http://192.168.1.20:11434; for embedding a model of a backend, or default",
+    )  # fmt: skip
+    sub.add_argument(
+        "--set", action="append", default=[], type=_text, metavar="KEY=VALUE", dest="options",
+        help="embedding: url, query_prefix or passage_prefix",
+    )  # fmt: skip
 
     sub = command("keys", _keys, "keep or forget the key of a model server; it is asked for, or read from stdin")
     sub.add_argument("action", nargs="?", choices=("show", "keep", "forget"), default="show")
@@ -498,23 +506,21 @@ def _download(arguments: argparse.Namespace) -> int:
 
 
 def _list_hub(config: Config, arguments: argparse.Namespace, here: Room) -> int:
-    """The models of a repository; whether they fit is told from the header of one, since the others differ in size."""
+    """The models of a repository, and whether they fit."""
     from docmind import download as downloads
-    from docmind.backends.fits import fits
 
-    models = downloads.models_of(config, arguments.source)
-    header = downloads.look(config, models[0])[1] if models else None
-    for model in models:
-        fit = fits(header, model.size_bytes, here) if header is not None and model.size_bytes else None
+    offers = downloads.offers(config, arguments.source, here)
+    for offer in offers:
+        file, size, fit = offer.model.files[0], offer.model.size_bytes, offer.fit
         if arguments.json:
-            row = {"file": model.files[0].name, "model": model.name, "size_bytes": model.size_bytes}
-            _print_json({**row, "sha256": model.files[0].sha256, "fits": None if fit is None else asdict(fit)})
+            row = {"file": file.name, "model": offer.model.name, "size_bytes": size, "sha256": file.sha256}
+            _print_json({**row, "fits": None if fit is None else asdict(fit)})
         else:
-            size = f"{model.size_bytes / 1e9:.1f} GB" if model.size_bytes else "size unknown"
-            _print(f"{model.files[0].name} · {size}\n    {fit.sentence if fit else ''}".rstrip())
-    if not models:
+            shown = f"{size / 1e9:.1f} GB" if size else "size unknown"
+            _print(f"{file.name} · {shown}\n    {fit.sentence if fit else ''}".rstrip())
+    if not offers:
         _print(f"{arguments.source} has no GGUF file.", file=sys.stderr)
-    return 0 if models else 1
+    return 0 if offers else 1
 
 
 def _at_most_every(seconds: float, show: Callable[[Progress], None]) -> Callable[[Progress], None]:
@@ -548,7 +554,7 @@ def _settings(arguments: argparse.Namespace) -> int:
     import dataclasses
 
     from docmind.backends.places import allow, where_text_goes
-    from docmind.settings import read_settings, save_settings
+    from docmind.settings import change_settings, read_settings
 
     config, value = _config(arguments), arguments.value
     settings = read_settings(config)
@@ -562,8 +568,9 @@ def _settings(arguments: argparse.Namespace) -> int:
         case "local-only":
             if value not in ("on", "off"):
                 raise SettingsError("It is on or off.", "Run: docmind settings local-only on")
-            settings = dataclasses.replace(settings, local_only=value == "on")
-            save_settings(config, settings)
+            settings = change_settings(config, lambda s: dataclasses.replace(s, local_only=value == "on"))
+        case "embedding":
+            return _choose_embedding(arguments, config)
     if arguments.json:
         _print_json({name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()})
         return 0
@@ -572,7 +579,65 @@ def _settings(arguments: argparse.Namespace) -> int:
         _print(f"allowed      {address} ({where_text_goes(address)[0]})")
     if not settings.allowed:
         _print("allowed      no address beyond this device")
+    _print(f"embedding    {settings.embedding or 'the model that comes with DocMind'}")
+    for name, text in settings.embedding_options.items():
+        _print(f"  {name:14} {text}")
     return 0
+
+
+def _choose_embedding(arguments: argparse.Namespace, config: Config) -> int:
+    """Another model for the vectors of search: tried, kept, and what follows from it said."""
+    from docmind import vectors
+    from docmind.embed import PACKAGED, same_model
+    from docmind.library import open_library
+
+    if not arguments.value:
+        raise SettingsError("Which model makes the vectors?", "Run: docmind settings embedding BACKEND:MODEL")
+    options = dict(given.partition("=")[::2] for given in arguments.options)
+    probe = vectors.choose(config, arguments.value, options)
+    library = open_library(config=config) if config.database.exists() else None
+    stored = library.embedding_identity() if library is not None else None
+    passages = library.counts()["passages"] if library is not None else 0
+    if probe is None:
+        is_other = stored is not None and stored.name != PACKAGED
+        lines = ["The vectors of search are made by the model that comes with DocMind."]
+    else:
+        is_other = stored is not None and not same_model(stored, probe.identity)
+        place, host = vectors.destination(config, probe.choice)
+        lines = [
+            f"The vectors of search are made by {probe.choice.name}: {probe.identity.dimension} numbers, measured"
+            f" {probe.seconds_per_passage:.3f} s a passage.",
+            f"The text of all documents, and every question, goes to {host} on {place}.",
+            "Every question asks it once more: a server with room for one model loads it in place of the chat model"
+            " and back again, which may take longer than the answer.",
+        ]
+        for name, text in probe.choice.options.items():
+            lines.append(f"  {name:14} {text}")
+    if os.environ.get("DOCMIND_EMBEDDING"):
+        lines.append("DOCMIND_EMBEDDING is set and wins over this, until it is unset.")
+    if is_other:
+        takes = "" if probe is None else f" about {_minutes(passages * probe.seconds_per_passage)} for"
+        lines.append(f"Nothing is found until your documents are indexed again,{takes} {counted(passages, 'passage')}.")
+        lines.append("Run: docmind reindex")
+    if arguments.json:
+        chosen = None if probe is None else probe.choice
+        _print_json(
+            {
+                "embedding": chosen.name if chosen else "",
+                "embedding_options": dict(chosen.options) if chosen else {},
+                "dimension": None if probe is None else probe.identity.dimension,
+                "seconds_per_passage": None if probe is None else round(probe.seconds_per_passage, 4),
+                "passages": passages,
+                "reindex_needed": is_other,
+            }
+        )
+    else:
+        _print("\n".join(lines))
+    return 0
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def _keys(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,5 @@
-"""What is there of every backend: all are asked side by side, and what they say is taken as true for a minute.
+"""What is there of every backend: all are asked side by side, and what they say is taken as true for a minute; and
+whether their models fit this machine, which is found out when somebody wants to know.
 
 One that does not answer in time does not hold the others up: it is listed as such, and what it says later counts from
 then on. Knows the registry, no backend's inside.
@@ -6,6 +7,7 @@ then on. Knows the registry, no backend's inside.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -16,10 +18,14 @@ from docmind.backends import REGISTRY, Detection, backend
 from docmind.errors import DocMindError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from docmind.backends.fits import Fit
     from docmind.config import Config
 
 KEPT_SECONDS: Final = 60.0
 DEADLINE_SECONDS = 1.0  # how long a page waits for all of them together
+FITS_SECONDS: Final = 0.1  # how long a page waits for whether models fit
 PATIENT_SECONDS: Final = 10.0  # how long a command waits, or an answer that has no model otherwise
 
 
@@ -30,6 +36,8 @@ class _Look:
     started_at: float = field(default_factory=time.monotonic)
     found: dict[str, Detection] = field(default_factory=dict)
     threads: dict[str, threading.Thread] = field(default_factory=dict)
+    fits: dict[str, dict[str, Fit]] = field(default_factory=dict)  # by backend and model
+    judges: dict[str, threading.Thread] = field(default_factory=dict)
 
 
 _lock = threading.Lock()
@@ -55,6 +63,32 @@ def detect_all(
 def is_complete(config: Config) -> bool:
     """Whether every backend has answered, or failed, since it was last asked."""
     return not any(thread.is_alive() for thread in _look(config).threads.values())
+
+
+def fits_of(config: Config, name: str) -> tuple[dict[str, Fit], bool]:
+    """Whether the models that a backend was found with fit this machine, as far as is known by now, and whether that
+    is all: headers are read in a thread, dozens of them take their time."""
+    look = _look(config)
+    function, found = getattr(backend(name), "fit", None), look.found.get(name)
+    if function is None or found is None:
+        return {}, True
+    with _lock:
+        judge = look.judges.get(name)
+        if judge is None:
+            known = look.fits[name] = {}
+            models = [model.name for model in found.models if model.reason is None]
+            judge = look.judges[name] = threading.Thread(
+                target=_judge, args=(config, function, models, known), name=f"docmind-fits-{name}", daemon=True
+            )
+            judge.start()
+    judge.join(FITS_SECONDS)
+    return dict(look.fits[name]), not judge.is_alive()
+
+
+def _judge(config: Config, function: Callable[[Config, str], Fit], models: list[str], known: dict[str, Fit]) -> None:
+    for model in models:
+        with contextlib.suppress(DocMindError):  # it has vanished, or its header is damaged where no list looks
+            known[model] = function(config, model)
 
 
 def forget() -> None:

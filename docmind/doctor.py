@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from docmind import __version__, embed, store
+from docmind import __version__, embed, store, vectors
 from docmind.errors import DocMindError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run_checks(config: Config) -> Iterator[Check]:
     yield Check("data folder", True, f"{config.home} (move it with DOCMIND_HOME or --home)")
     yield from _guarded("library", lambda: _library(config))
     yield from _guarded("disk", lambda: _disk(config))
-    yield from _guarded("embedding", _embedding)
+    yield from _guarded("embedding", lambda: _embedding(config))
     yield from _guarded("models", lambda: _models(config))
     yield from _guarded("profiles", lambda: _profiles(config))
     yield from _guarded("answering", lambda: _answering(config))
@@ -83,10 +83,21 @@ def _disk(config: Config) -> Check:
     )
 
 
-def _embedding() -> Check:
+def _embedding(config: Config) -> Check:
+    """The model that makes the vectors; one of a backend is asked for a vector, and compared with the library's."""
     folder = embed.model_folder()
     embed.load_tokenizer()
-    return Check("embedding", True, f"{embed.model_name()} at {folder}")
+    choice = vectors.chosen(config)
+    if choice is None:
+        return Check("embedding", True, f"{embed.model_name()} at {folder}")
+    place, host = vectors.destination(config, choice)
+    identity = vectors.identity(config, choice)
+    if config.database.exists():
+        from docmind.library import open_library
+
+        open_library(config=config).check_embedding(identity)
+    detail = f"{choice.name}, {identity.dimension} numbers a vector; passages and questions go to {host} on {place}"
+    return Check("embedding", True, detail)
 
 
 def _models(config: Config) -> Check:

@@ -145,7 +145,10 @@ def _at(url: str) -> HubModel:
     from docmind.backends.careful_http import plain
 
     address = url.replace("/blob/", "/resolve/", 1) if url.startswith(f"{_hub()}/") else url
-    name = Path(PurePosixPath(unquote(urlsplit(address).path)).name)
+    try:
+        name = Path(PurePosixPath(unquote(urlsplit(address).path)).name)
+    except ValueError:  # an open bracket
+        name = Path()
     called = model_name(name)
     if called is None:
         raise BackendError(
@@ -189,6 +192,37 @@ def fit(config: Config, model: HubModel, room: Room, **settings: Any) -> Fit:
 
     model, header = look(config, model)
     return fits(header, model.size_bytes or 0, room, **settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A model that can be fetched, and whether it would fit this machine; None: its size is not known."""
+
+    model: HubModel
+    fit: Fit | None
+
+
+def offers(config: Config, source: str, room: Room) -> tuple[Offer, ...]:
+    """What an address or a repository has, by name.
+
+    Whether models of a repository fit is told from the header of the first: they are one model in several sizes.
+
+    Raises:
+        ModelNotFound, ModelDamaged, BackendError: As from `find` and `look`.
+    """
+    from docmind.backends.fits import fits
+
+    if "://" in source:
+        models: tuple[HubModel, ...] = (_at(source),)
+    else:
+        models = models_of(config, source)
+    if not models:
+        return ()
+    first, header = look(config, models[0])
+    return tuple(
+        Offer(model, fits(header, model.size_bytes, room) if model.size_bytes else None)
+        for model in (first, *models[1:])
+    )
 
 
 def _hub() -> str:
@@ -236,12 +270,9 @@ def download(
     """
     import filelock
 
-    from docmind.uploads import safe_name
-
     if model.size_bytes is None:
         model, _ = look(config, model)
-    folder = config.model_folders[0]
-    paths = [folder / safe_name(PurePosixPath(file.name).name) for file in model.files]
+    folder, paths = config.model_folders[0], _paths(config, model)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / f".{paths[0].name}.lock")
@@ -251,8 +282,7 @@ def download(
         except filelock.Timeout as error:
             raise BackendBusy(f"{model.name} is being downloaded already.", "Wait for it, or stop it.") from error
     try:
-        there = sum(_size(path) + _size(_part(path)) for path in paths)
-        _refuse_full_disk(folder, (model.size_bytes or 0) - there)
+        _refuse_full_disk(folder, (model.size_bytes or 0) - kept_bytes(config, model))
         done = 0
         for file, path in zip(model.files, paths, strict=True):
             if not _Fetching(config, file, path, done, model.size_bytes, progress, stop).run():
@@ -263,6 +293,18 @@ def download(
         with contextlib.suppress(OSError):  # somebody else has it by now; it is empty
             Path(lock.lock_file).unlink(missing_ok=True)
     return paths[0]
+
+
+def kept_bytes(config: Config, model: HubModel) -> int:
+    """How much of a model is on the disk from before; not whether it is still the same."""
+    return sum(_size(path) + _size(_part(path)) for path in _paths(config, model))
+
+
+def _paths(config: Config, model: HubModel) -> list[Path]:
+    """Where its files will lie."""
+    from docmind.uploads import safe_name
+
+    return [config.model_folders[0] / safe_name(PurePosixPath(file.name).name) for file in model.files]
 
 
 class _Fetching:

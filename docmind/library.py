@@ -299,7 +299,7 @@ class Library:
             raise EmbeddingChanged(
                 f"The library was indexed with {stored.name}, and {current.name} is in use now.",
                 "Run `docmind reindex` to index it again, or go back to the model it was made with"
-                " (DOCMIND_EMBEDDING).",
+                " (`docmind settings embedding`, DOCMIND_EMBEDDING).",
             )
 
     # Writing ------------------------------------------------------------------------------------------------------

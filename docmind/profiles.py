@@ -169,7 +169,7 @@ def read_profile(path: Path, source: Literal["shipped", "user"]) -> Profile:
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets without end
         raise ProfileError(f"The profile {path} cannot be read ({error}).", "Mend or remove the file.") from error
     return make_profile({"name": path.stem} | values, source, f"The profile {path}")
 

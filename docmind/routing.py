@@ -5,6 +5,7 @@ Knows profiles and backends, no documents.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from docmind.backends import REGISTRY, checked_options
 from docmind.backends import backend as find_backend
 from docmind.backends.places import is_allowed, where_text_goes
 from docmind.detection import PATIENT_SECONDS, detect_all
-from docmind.errors import BackendUnavailable, ModelNotFound, ProfileError
+from docmind.errors import BackendError, BackendUnavailable, ModelNotFound, ProfileError
 from docmind.profiles import AUTO, Profile, find_profile
 from docmind.settings import read_settings
 from docmind.wording import absence_words
@@ -145,6 +146,27 @@ def resolve(config: Config, profile: Profile, *, is_patient: bool = True) -> Res
     return resolved
 
 
+def where(config: Config, profile: Profile, found: Mapping[str, Detection]) -> tuple[str | None, bool]:
+    """The address a profile's questions are sent to, and whether that is known yet; None: it runs in this program.
+
+    Args:
+        found: What is known of the backends, by name.
+    """
+    detection = found.get(profile.backend)
+    infos = detection.models if detection is not None else ()
+    if remote := next((info.remote_url for info in infos if info.name == profile.model and info.remote_url), None):
+        return remote, True
+    own = profile.options.get("url")
+    if isinstance(own, str) and own and profile.backend in REGISTRY:
+        address = getattr(find_backend(profile.backend), "address", None)
+        with contextlib.suppress(BackendError):  # what is no address is shown as it is written
+            return (address(own) if address is not None else own), True
+        return own, True
+    if detection is None or (not detection.available and detection.url is None and detection.reason == "stalled"):
+        return None, False
+    return detection.url, True
+
+
 def in_order(config: Config, names: Iterable[str]) -> list[str]:
     """Backends as the person wants them tried; those not named in the settings follow as they come."""
     names = list(names)
@@ -260,6 +282,9 @@ def options(profile: Profile) -> dict[str, Any]:
     given = dict(profile.options)
     if profile.context_window is not None and "context_window" not in settings_left_out(profile):
         given["context_window"] = profile.context_window
+    # Loading a model before the call is part of the wait for its first word.
+    if profile.first_token_seconds is not None and "first_token_seconds" not in settings_left_out(profile):
+        given["first_token_seconds"] = profile.first_token_seconds
     return given
 
 

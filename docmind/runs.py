@@ -1,9 +1,10 @@
-"""Runs: answers being written and documents being added. They belong to the process; pages only look. No Streamlit.
+"""Runs: answers being written, documents being added, and what is done with models. They belong to the process; pages
+only look. No Streamlit.
 
-`start_answer` and `start_ingestion` begin a run in a thread of its own and return at once. What happens in it are
-events, kept in order, that any number of pages follow from any point (`Run.events_after`). A refreshed or closed page
-changes nothing about a run. One pair of tables records runs of all processes: a job is a run, a receipt is its last
-event; those events hold no text of documents.
+`start_answer`, `start_ingestion` and what `docmind.model_runs` starts begin a run in a thread of its own and return at
+once. What happens in it are events, kept in order, that any number of pages follow from any point (`Run.events_after`).
+A refreshed or closed page changes nothing about a run. One pair of tables records answers and ingestions of all
+processes: a job is a run, a receipt is its last event; those events hold no text of documents.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 import time
 import uuid
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import psutil
 
@@ -26,14 +27,14 @@ from docmind.library import now
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
     from docmind.library import Library
 
 log = logging.getLogger(__name__)
 
-RunKind = Literal["answer", "ingestion"]
+RunKind = Literal["answer", "ingestion", "model"]
 RunState = Literal["running", "complete", "stopped", "cut", "failed"]
 CLOCK_SECONDS = 2.0  # a process's time of birth is known to a hundredth of a second, and a clock may be set
 KEPT_SECONDS: Final = 600.0  # how long a run that has ended can still be followed here; then the library has it
@@ -50,7 +51,7 @@ class Run:
     Attributes:
         state: "running" until its last event is there and everything is kept in the library.
         error: Why it failed; None otherwise.
-        chat_id, question: Of an answer; None and "" for an ingestion.
+        chat_id, question: Of an answer; None and "" for anything else.
     """
 
     def __init__(self, kind: RunKind, *, chat_id: str | None = None, question: str = "") -> None:
@@ -99,6 +100,7 @@ class Run:
         return self._ended is not None and time.monotonic() - self._ended > seconds
 
 
+R = TypeVar("R", bound=Run)
 _runs: dict[str, Run] = {}
 _runs_lock = threading.Lock()
 
@@ -132,7 +134,7 @@ def start_answer(
                 state = event.finished
         return state
 
-    return _started(run, work)
+    return started(run, work)
 
 
 def start_ingestion(library: Library, paths: Sequence[Path], *, collections: Sequence[str] = ()) -> Run:
@@ -155,7 +157,7 @@ def start_ingestion(library: Library, paths: Sequence[Path], *, collections: Seq
             events.close()
         return "complete"
 
-    return _started(run, work)
+    return started(run, work)
 
 
 def live(kind: RunKind | None = None) -> list[Run]:
@@ -170,6 +172,13 @@ def find(run_id: str | None) -> Run | None:
     """A run of this process by its id; None when it is of another, or over for long."""
     with _runs_lock:
         return _runs.get(run_id or "")
+
+
+def dismiss(run_id: str) -> None:
+    """Forget a run that has ended, for everybody who looks; one that is going on stays."""
+    with _runs_lock:
+        if run_id in _runs and not _runs[run_id].is_running:
+            del _runs[run_id]
 
 
 def answering(chat_id: str) -> Run | None:
@@ -187,8 +196,8 @@ def stop_all(timeout_seconds: float = SHUTDOWN_SECONDS) -> None:
         run.wait(max(deadline - time.monotonic(), 0))
 
 
-def _started(run: Run, work: Any) -> Run:
-    """The run, registered and going on in a thread."""
+def started(run: R, work: Callable[[], RunState]) -> R:
+    """The run, registered and going on in a thread; `work` says how it ended, or raises why it failed."""
 
     def drive() -> None:
         state: RunState = "failed"

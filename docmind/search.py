@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from docmind import embed, store
+from docmind import embed, store, vectors
 from docmind.passages import embedded_text
 
 if TYPE_CHECKING:
@@ -68,16 +68,25 @@ class Hit:
 
 
 def search(
-    library: Library, query: str, k: int = 5, *, collections: Sequence[str] = (), documents: Sequence[str] = ()
+    library: Library,
+    query: str,
+    k: int = 5,
+    *,
+    collections: Sequence[str] = (),
+    documents: Sequence[str] = (),
+    stop: threading.Event | None = None,
 ) -> list[Hit]:
     """The passages that answer a question, best first.
 
     Args:
         collections: Only documents in one of these; empty: all.
         documents: Only these documents (id, name or path); empty: all.
+        stop: Setting it ends the waiting for a server that makes the question's vector.
 
     Raises:
         EmbeddingChanged: The library was indexed with another model.
+        EmbeddingFailed: A server that was chosen for it makes no vector. The full text alone would find less, and
+            nobody would see it.
         DocumentNotFound: One of `documents` or `collections` is not there.
     """
     # A lone surrogate (from a broken file name, say) is no text to SQLite or the tokenizer.
@@ -86,13 +95,15 @@ def search(
     index = library.vector_index()
     if not query or not len(index.passage_ids) or (allowed is not None and not allowed):
         return []
-    library.check_embedding(embed.identity())
     config = library.config
-    vector = embed.embed_query(query)
+    choice = vectors.chosen(config)
+    identity, vector = vectors.embed_question(config, choice, query, stop)
+    library.check_embedding(identity)
     dense = dense_search(index, vector, config.dense_candidates, allowed)
     words = bm25_search(library, query, config.bm25_candidates, allowed)
     fused = fuse([dense, words])
-    reranked = rerank(library, query, fused[: max(config.rerank_candidates, 1)], index, vector, words)
+    best = fused[: max(config.rerank_candidates, 1)]
+    reranked = rerank(library, query, best, index, vector if choice is None else None, words)
     ranked = reranked[:k]
     if k > len(reranked):
         # Below every reranked passage, and falling: the fused order says no more than that.
@@ -179,10 +190,14 @@ def rerank(
     query: str,
     passage_ids: Sequence[int],
     index: VectorIndex,
-    vector: np.ndarray,
+    vector: np.ndarray | None,
     full_text: Sequence[int] = (),
 ) -> list[tuple[Passage, float]]:
     """Passages with their scores, best first; equal scores keep their order.
+
+    Args:
+        vector: The question's, of the same model as those of the index. None: they are another model's than the one
+            that scores, and their cosines mean something else; it then takes its own.
 
     The score is MaxSim, the mean over the question's tokens of the best cosine with any token of the passage, with
     stop words counting less, and something for the cosine of the whole passage and for its place among the full-text
@@ -192,17 +207,26 @@ def rerank(
     passages = library.passages(passage_ids)
     if not passages:
         return []
-    asked = embed.embed_tokens([query])[0]
+    question, asked = _whole_and_tokens(embed.embed_tokens([query])[0])
     weights = _token_weights(query, len(asked))
-    rows = np.searchsorted(index.passage_ids, [passage.passage_id for passage in passages])
-    cosines = index.vectors[np.minimum(rows, len(index.passage_ids) - 1)] @ vector
+    texts = [_whole_and_tokens(rows) for rows in _passage_tokens(passages)]
+    if vector is None:
+        cosines = np.asarray([whole @ question for whole, _ in texts])
+    else:
+        rows = np.searchsorted(index.passage_ids, [passage.passage_id for passage in passages])
+        cosines = index.vectors[np.minimum(rows, len(index.passage_ids) - 1)] @ vector
     places = {passage_id: BM25_WEIGHT / (RRF_K + rank) for rank, passage_id in enumerate(full_text, start=1)}
     scored = []
-    for passage, tokens, cosine in zip(passages, _passage_tokens(passages), cosines, strict=True):
+    for passage, (_, tokens), cosine in zip(passages, texts, cosines, strict=True):
         max_sim = float((asked @ tokens.T).max(axis=1) @ weights)
         score = max_sim + COSINE_WEIGHT * float(cosine) + places.get(passage.passage_id, 0.0)
         scored.append((passage, score))
     return sorted(scored, key=lambda pair: -pair[1])
+
+
+def _whole_and_tokens(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `embed_tokens` gives for a text: its vector as a whole, and those of its tokens."""
+    return rows[0], rows[1:]
 
 
 def _token_weights(query: str, count: int) -> np.ndarray:
@@ -223,7 +247,7 @@ _cache_lock = threading.Lock()
 
 
 def _passage_tokens(passages: Sequence[Passage]) -> list[np.ndarray]:
-    """Token embeddings of passages, (n_tokens, dimension) float32 each; those computed last are kept in memory."""
+    """Token embeddings of passages as `embed_tokens` gives them; those computed last are kept in memory."""
     texts = [embedded_text(p.title, p.text) for p in passages]
     with _cache_lock:
         found = {text: _cache[text] for text in texts if text in _cache}

@@ -1,5 +1,5 @@
-"""What the person decided for the whole program, in `settings.toml` of the data folder: who may be sent text, and the
-order in which backends are tried. Knows folders, no backend."""
+"""What the person decided for the whole program, in `settings.toml` of the data folder: who may be sent text, the order
+in which backends are tried, and which model makes the vectors. Knows folders, no backend."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import dataclasses
 import os
 import tempfile
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docmind.errors import SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from docmind.config import Config
+
+LOCK_SECONDS = 10.0  # to wait for somebody else who changes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,14 @@ class Settings:
     local_only: bool = False  # nothing at all is asked or sent beyond this device
     allowed: tuple[str, ...] = ()  # addresses beyond this device that may be sent questions and passages
     backend_order: tuple[str, ...] = ()  # in which backends are tried; those not named follow in their own order
+    embedding: str = ""  # "backend:model" that makes the vectors of search; "": the model that comes with DocMind
+    embedding_options: dict[str, str] = field(default_factory=dict)  # its address and prefixes (docs/embeddings.md)
+
+
+# Each kind of value: how it is annotated above, and in words.
+_KINDS = {
+    "bool": "true or false", "str": "a text", "tuple[str, ...]": "a list of texts", "dict[str, str]": "a table of texts"
+}  # fmt: skip
 
 
 def read_settings(config: Config) -> Settings:
@@ -39,7 +51,7 @@ def read_settings(config: Config) -> Settings:
             said = tomllib.load(file)
     except FileNotFoundError:
         return Settings()
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets without end
         raise SettingsError(f"The settings {path} cannot be read ({error}).", "Mend or remove the file.") from error
     kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
     values: dict[str, Any] = {}
@@ -47,12 +59,22 @@ def read_settings(config: Config) -> Settings:
         if name not in kinds:
             known = ", ".join(kinds)
             raise SettingsError(f"The settings {path} have an unknown key '{name}'.", f"There are: {known}.")
-        is_texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
-        if not (is_texts if kinds[name] != "bool" else isinstance(value, bool)):
-            wanted = "true or false" if kinds[name] == "bool" else "a list of texts"
-            raise SettingsError(f"In the settings {path}, {value!r} is no value for '{name}'.", f"It takes {wanted}.")
-        values[name] = tuple(value) if is_texts else value
+        kind = str(kinds[name])
+        if not _fits(value, kind):
+            raise SettingsError(
+                f"In the settings {path}, {value!r} is no value for '{name}'.", f"It takes {_KINDS[kind]}."
+            )
+        values[name] = tuple(value) if isinstance(value, list) else value
     return Settings(**values)
+
+
+def _fits(value: object, kind: str) -> bool:
+    """Whether a value of the file is of a kind in `_KINDS`."""
+    if kind in ("bool", "str"):
+        return type(value).__name__ == kind
+    if kind == "dict[str, str]":
+        return isinstance(value, dict) and all(isinstance(part, str) for part in value.values())
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
 def save_settings(config: Config, settings: Settings) -> None:
@@ -65,6 +87,24 @@ def save_settings(config: Config, settings: Settings) -> None:
 
     text = tomli_w.dumps(dataclasses.asdict(settings))
     write_whole(config.settings, text)
+
+
+def change_settings(config: Config, change: Callable[[Settings], Settings]) -> Settings:
+    """Keep what a function makes of the decisions; gives them. Two who change them at once lose nothing.
+
+    Raises:
+        SettingsError: They cannot be read or written.
+    """
+    import filelock
+
+    try:
+        config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with filelock.FileLock(f"{config.settings}.lock", timeout=LOCK_SECONDS):
+            settings = change(read_settings(config))
+            save_settings(config, settings)
+    except (OSError, filelock.Timeout) as error:
+        raise SettingsError(f"{config.settings} cannot be changed ({error}).", "Try again in a moment.") from error
+    return settings
 
 
 def write_whole(path: Path, text: str) -> None:

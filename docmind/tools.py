@@ -16,6 +16,7 @@ from docmind.events import StepFinished
 from docmind.search import search
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Mapping, Sequence
 
     from docmind.library import Document, Library, Page
@@ -37,6 +38,7 @@ class Reading:
         count_tokens: The model's own count for each text.
         room_tokens: What of the window is left for evidence.
         tokens_per_second, target_seconds: How fast the model reads, and how long one step's evidence may take.
+        stop: Setting it ends a search that waits for a server.
         first_number: Of the next piece of evidence.
         evidence: All that the model was given, numbered.
         pages: The pages it stands on, as they were then: a document removed meanwhile keeps its last proof.
@@ -51,6 +53,7 @@ class Reading:
     room_tokens: int = 0
     tokens_per_second: float | None = None
     target_seconds: float = 3.0
+    stop: threading.Event | None = None
     first_number: int = 1
     evidence: list[Evidence] = field(default_factory=list)
     pages: dict[tuple[str, int], Page] = field(default_factory=dict)
@@ -64,7 +67,9 @@ class Reading:
 def find(reading: Reading, query: str) -> list[Hit]:
     """Search within reach; the step is recorded, nothing is given to the model yet."""
     started = time.monotonic()
-    hits = search(reading.library, query, HITS, collections=reading.collections, documents=reading.documents)
+    hits = search(
+        reading.library, query, HITS, collections=reading.collections, documents=reading.documents, stop=reading.stop
+    )
     known = {hit.passage_id for hit in reading.hits}
     reading.hits.extend(hit for hit in hits if hit.passage_id not in known)
     reading.steps.append(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from docmind.backends import Progress
 from docmind.backends import backend as find_backend
 from docmind.background import follow
-from docmind.errors import BackendError, DocMindError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Mapping
 
     from docmind.config import Config
@@ -41,12 +41,9 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class TrialProgress:
-    """Where a trial is: `done` of `total`, in percent while loading and in tokens while reading."""
+class TrialProgress(Progress):
+    """Where a trial is: "waiting", "loading", "reading" or "writing"; and what the model has written so far."""
 
-    phase: Literal["starting", "waiting", "loading", "reading", "writing"] = "starting"
-    done: int = 0
-    total: int = 0
     text: str = ""
 
 
@@ -95,7 +92,8 @@ def try_model(
             if response.delta:
                 first_at = first_at or now
             if report is not None:
-                report(TrialProgress(phase, receipt.get("done", 0), receipt.get("total", 0), text))
+                unit = "%" if phase == "loading" else "tokens"
+                report(TrialProgress(phase, receipt.get("done", 0), receipt.get("total"), unit, text))
     finally:
         stream.close()
         llm.release()
@@ -110,58 +108,3 @@ def try_model(
         load_seconds=ready_at - loading_at if ready_at is not None and loading_at is not None else None,
         is_stopped=receipt.get("finish_reason") == "stopped",
     )
-
-
-class TrialRun:
-    """A trial in a thread of its own. `trial` or `error` is there once `is_running` is false."""
-
-    def __init__(
-        self,
-        config: Config,
-        backend: str,
-        model: str,
-        options: Mapping[str, Any],
-        arguments: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.backend = backend
-        self.model = model
-        self.progress = TrialProgress()
-        self.trial: Trial | None = None
-        self.error: DocMindError | None = None
-        self.started_at = time.monotonic()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(config, dict(options), dict(arguments or {})), name="docmind-trial", daemon=True
-        )
-        self._thread.start()
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it has not ended."""
-        return self._thread.is_alive()
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether it has been told to stop, and has not ended."""
-        return self._stop.is_set() and self.is_running
-
-    def stop(self) -> None:
-        """End it soon; returns at once."""
-        self._stop.set()
-
-    def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Whether it ended in that time."""
-        self._thread.join(timeout_seconds)
-        return not self.is_running
-
-    def _run(self, config: Config, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-        def report(progress: TrialProgress) -> None:
-            self.progress = progress
-
-        try:
-            self.trial = try_model(config, self.backend, self.model, options, self._stop, report, arguments)
-        except DocMindError as error:
-            self.error = error
-        finally:
-            if self.trial is None and self.error is None:  # something nobody foresaw; Python prints it
-                self.error = BackendError("The test broke off.", "Run `docmind doctor`; its text says more.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from docmind.backends.fits import Fit
     from docmind.events import ModelWaiting
 
 DOING = {"search_documents": "Searching", "read_page": "Reading", "list_documents": "Looking through the names"}
@@ -38,12 +39,22 @@ ABSENCES = {
     "no_text_generation": "no chat",
     "unsafe_weights": "unsafe",
     "remote_code": "needs code",
+    "key_missing": "needs a key",
+    "key_rejected": "refuses the key",
+    "local_only": "beyond this device",
 }
 
 
 def absence_words(reason: str | None) -> str:
     """A reason's code in a few words; those of backends to come are readable too."""
     return ABSENCES.get(reason or "", (reason or "not available").replace("_", " "))
+
+
+def fit_words(fit: Fit) -> str:
+    """Whether a model fits this machine, for a cell of a table."""
+    if fit.verdict == "too_large":
+        return "smaller window" if fit.largest_window else "too large"
+    return {"on_gpu": "fits on GPU", "partly_on_gpu": "partly on GPU", "in_memory": "fits"}[fit.verdict]
 
 
 def left_out_words(names: Sequence[str], label: str) -> str:

@@ -143,7 +143,7 @@ def _draw_chat(library: Library, chat_id: str, messages: list[Message], run: Run
         with st.container(horizontal=True):
             if can_continue(messages[-1]) and st.button(
                 "Continue", icon=":material/play_arrow:", key="continue",
-                help=f"{plain(messages[-1].details['model'], limit=60)} goes on where it ended",
+                help=answers.who_goes_on(messages[-1]),
             ):  # fmt: skip
                 _go_on(library, chat_id)
             if asked and st.button("Ask again", icon=":material/refresh:", key="again"):
@@ -173,7 +173,7 @@ def _draw_start(library: Library) -> None:
     """Before the first question: what may be asked, or how documents come in."""
     if not library.counts()["documents"]:
         st.subheader("Ask your own documents", anchor=False)
-        st.markdown("Answers come with the page that proves them. Everything stays on this machine.")
+        st.markdown("Answers come with the page that proves them. With a model on this device nothing leaves it.")
         draw_drop_area(library)
         draw_progress(library)
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import streamlit as st
 
+from docmind import vectors
 from docmind.errors import DocMindError
 from pages.parts.frame import library, show_error
 from pages.parts.ingestion import begin, draw_drop_area, draw_progress
@@ -29,20 +30,34 @@ def main() -> None:
         opened = library()
         documents = opened.documents()
         unread = opened.unread_pages()
+        search_model, is_here = _search_model(opened)
     except DocMindError as error:
         show_error(error)
         return
     if not documents:
         st.markdown(
             "**No documents yet.** Add reports, papers, contracts, notes: PDF, text and Markdown files. They are read"
-            " on this machine and stay on it; then you can ask them."
+            + (" on this machine and stay on it; then you can ask them." if is_here else " on this machine.")
         )
     draw_adding(opened, _counts(documents, unread) if documents else "")
+    if search_model:
+        st.caption(search_model)
     draw_progress(opened)
     if documents:
         draw_documents(opened, documents, unread)
     if failed := st.session_state.get("documents_error"):
         show_error(failed)
+
+
+def _search_model(opened: Library) -> tuple[str, bool]:
+    """Which model makes the vectors and where the text goes for that, and whether it stays; "" for DocMind's own."""
+    choice = vectors.chosen(opened.config)
+    if choice is None:
+        return "", True
+    place, host = vectors.destination(opened.config, choice)
+    is_here = place == "this device"
+    where = "on this device" if is_here else f"the text of all documents is sent to {host} on {place}"
+    return plain(f"Search model: {choice.name} · {where}", limit=300), is_here
 
 
 # Bringing them in -------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ def own_data_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("DOCMIND_EMBEDDING", raising=False)
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")  # no test asks a server that happens to run
     monkeypatch.setattr("docmind.detection.DEADLINE_SECONDS", 120.0)  # no test depends on how fast the machine is
+    monkeypatch.setattr("docmind.detection.FITS_SECONDS", 120.0)
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")  # nor the developer's keyring
     for name in clouds.VARIABLES:  # nor a cloud with their keys
         monkeypatch.delenv(name, raising=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,6 +102,70 @@ def test_what_was_written_survives_whatever_happens_to_the_rest(stocked, ollama,
     assert (answer.finished, answer.text) == ("complete", f"{BEGUN} 3.7 million euros.")
 
 
+def test_a_model_that_says_nothing_more_leaves_the_answer_cut_and_whole(stocked, ollama, cut):
+    """Not a word short, and not called complete."""
+    for silent in (Reply((" ",)), replies(BEGUN)):
+        ollama.enqueue(silent)
+        answer = list(ask(stocked, "", chat="c", continues=True))[-1]
+        assert (answer.finished, answer.text) == ("cut", cut.text)
+    assert chats.messages(stocked, "c")[1].text == cut.text
+
+
+def test_a_stop_while_the_model_loads_takes_no_word_away(stocked, ollama, cut):
+    """It was not asked yet."""
+    stop = threading.Event()
+    stop.set()
+    answer = list(ask(stocked, "", chat="c", continues=True, stop=stop))[-1]
+    assert (answer.finished, answer.text) == ("stopped", cut.text)
+
+
+def test_an_answer_goes_on_once_at_a_time(stocked, ollama, cut):
+    """The second is refused, and what the first writes is kept."""
+    message = chats.messages(stocked, "c")[1]
+    assert chats.reopen(stocked, message, "another")
+    assert not chats.reopen(stocked, message, "a third")
+
+
+def test_an_answer_left_at_its_first_event_can_go_on_later(stocked, ollama, cut):
+    """A page that was closed at once strands nothing."""
+    events = ask(stocked, "", chat="c", continues=True)
+    next(events)
+    events.close()
+    ollama.enqueue(replies("million euros."))
+    assert list(ask(stocked, "", chat="c", continues=True))[-1].finished == "complete"
+
+
+def test_a_model_at_another_address_does_not_go_on(stocked, ollama, cut, monkeypatch):
+    """It is another one, whatever its name; and nobody was told that text goes there."""
+    with serve() as other:
+        monkeypatch.setenv("OLLAMA_HOST", other.url)
+        answer = list(ask(stocked, "", chat="c", continues=True))[-1]
+        assert other.chats == []
+    assert (answer.finished, answer.text) == ("cut", cut.text)
+
+
+def test_what_was_removed_is_not_written_on_from_nothing(stocked, ollama, cut):
+    """The answer stays as it is."""
+    stocked.remove([document.document_id for document in stocked.documents()])
+    with pytest.raises(DocMindError) as caught:
+        list(ask(stocked, "", chat="c", continues=True))
+    assert caught.value.reason == "nothing_to_continue"
+    assert chats.messages(stocked, "c")[1].finished == "cut"
+
+
+def test_a_follow_up_goes_on_with_the_evidence_of_the_turns_before(stocked, ollama):
+    """What an earlier turn had read is not read again, and is proof all the same."""
+    ollama.enqueue(replies("Answer: They cost 3.7 million euros."))
+    list(ask(stocked, QUAY, chat="c", **OLLAMA))
+    ollama.enqueue(replies("Answer: The repairs of the north quay cost 3.7 mil", "length"))
+    list(ask(stocked, QUAY, chat="c", **OLLAMA))
+    ollama.enqueue(replies("million euros and ended in October."))
+    answer = list(ask(stocked, "", chat="c", continues=True))[-1]
+    assert answer.text == "The repairs of the north quay cost 3.7 million euros and ended in October."
+    assert "3.7 million euros" in "".join(message["content"] for message in ollama.chats[-1]["messages"][:-2])
+    assert [citation["page"] for citation in answer.citations] == [1]
+
+
 def test_a_run_goes_on_as_any_other(stocked, ollama, cut):
     """The page follows it, and sees what was there already."""
     ollama.enqueue(replies("million euros."))
@@ -136,7 +202,10 @@ WRITTEN = "The repairs of the north quay cost 3.7 million euros. They ended in"
         ("ended in October.", " October."),
         (f"{WRITTEN} October.", " October."),
         ("The repairs of the north quay cost 3.7 million euros. They ended in\nOctober.", "\nOctober."),
-        ("The repairs of the north quay were long.", " were long."),
+        ("The repairs of the north quay were long.", " The repairs of the north quay were long."),
+        ("the north quay cost 3.7 million euros.", " the north quay cost 3.7 million euros."),
+        ("\n- October\n- November", "\n- October\n- November"),
+        ("ended in\n\n1. October", "\n\n1. October"),
         ("The harbour is old.", " The harbour is old."),
         (", as planned, October.", ", as planned, October."),
         (WRITTEN, ""),
@@ -166,3 +235,5 @@ def test_half_a_word_is_written_again():
     assert to_go_on_from("cost 3.7 mil") == "cost 3.7"
     assert to_go_on_from("It is so. ") == "It is so."
     assert to_go_on_from("word") == "word"
+    chinese = "第一段。 " + "北码头的修理费用为三百七十万欧元" * 4
+    assert to_go_on_from(chinese) == chinese, "no blank says where a word begins"

@@ -22,20 +22,24 @@ FORBIDDEN = {
     "errors": "*",
     "parse": "library ingest embed passages search context prompts answer backends chats runs evaluate profiles cli"
     " doctor citations",
-    "embed": "library ingest passages search answer store parse backends cli",
+    "embed": "library ingest passages search answer store parse backends cli vectors",
+    "vectors": "library ingest passages search answer store parse cli context prompts chats runs profiles evaluate"
+    " citations",
     "store": "library ingest embed passages search answer parse backends cli",
-    "library": "search answer ingest passages backends context prompts chats runs profiles evaluate cli parse",
+    "library": "search answer ingest passages vectors backends context prompts chats runs profiles evaluate cli parse",
     "passages": "library ingest search answer store parse backends cli",
     "search": "answer ingest backends context prompts chats runs profiles evaluate cli parse",
     "ingest": "answer search backends context prompts chats profiles evaluate cli citations",
     "citations": "library ingest embed search answer store parse backends cli",
-    "backends": "library ingest embed search answer store parse passages citations cli context prompts chats runs",
+    "backends": "library ingest embed search answer store parse passages citations cli context prompts chats runs"
+    " vectors",
     "context": "search answer ingest backends cli store",
     "prompts": "search answer ingest backends cli library store",
     "background": "*",
     "hardware": "library ingest embed search answer store parse cli context prompts chats runs",
     "metrics": "ingest embed search answer backends context prompts chats cli parse",
     "trial": "library ingest embed search answer store parse chats runs cli",
+    "model_runs": "library ingest embed search answer store parse chats cli",
     "gate": "*",
     "uploads": "ingest embed passages search answer parse backends context prompts chats runs profiles evaluate cli"
     " citations",

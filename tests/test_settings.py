@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
+import threading
 
 import pytest
 
 from docmind.config import Config
 from docmind.errors import SettingsError
-from docmind.settings import Settings, read_settings, save_settings
+from docmind.settings import Settings, change_settings, read_settings, save_settings
 
 
 @pytest.fixture
@@ -26,7 +28,10 @@ def test_nothing_decided_is_the_default(config):
 
 def test_what_is_kept_is_read_again(config):
     """For this person only, and whole."""
-    settings = Settings(local_only=True, allowed=('http://a"b\n:1', "https://ä.example:443"), backend_order=("x", "y"))
+    settings = Settings(
+        local_only=True, allowed=('http://a"b\n:1', "https://ä.example:443"), backend_order=("x", "y"),
+        embedding="x:y:z", embedding_options={"url": "http://a", 'odd "key"': "query: "},
+    )  # fmt: skip
     save_settings(config, settings)
     assert read_settings(config) == settings
     assert [path.name for path in config.home.iterdir()] == ["settings.toml"]
@@ -37,8 +42,10 @@ def test_what_is_kept_is_read_again(config):
 @pytest.mark.parametrize(
     "text",
     ["local_only = 1", "local_only = 'true'", "allowed = 'http://a'", "allowed = [1]", "unknown = 1", "= broken",
-     "local_only = true\nlocal_only = false", "allowed = [\ud800]"],
-    ids=ascii,
+     "embedding = true", "embedding = ['x']", "embedding_options = 'x'", "[embedding_options]\nurl = 1",
+     "local_only = true\nlocal_only = false", "allowed = [\ud800]",
+     "local_only = " + "1" * 5000, "allowed = " + "[" * 20_000],
+    ids=lambda text: ascii(text)[:40],
 )  # fmt: skip
 def test_a_broken_file_is_an_error_and_no_default(config, text):
     """A switch that was thrown must not open by itself."""
@@ -56,3 +63,21 @@ def test_what_cannot_be_written_is_an_error_and_what_was_there_stays(config):
     with pytest.raises(SettingsError):
         save_settings(config, Settings(local_only=True))
     assert config.home.read_text(encoding="utf-8") == "no folder"
+
+
+def test_two_who_change_them_at_once_lose_nothing(config):
+    """A switch that was thrown does not open because somebody allowed an address."""
+    save_settings(config, Settings())
+
+    def allow_one(number):
+        change_settings(config, lambda s: dataclasses.replace(s, allowed=(*s.allowed, f"http://box:{number}")))
+
+    threads = [threading.Thread(target=allow_one, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    change_settings(config, lambda s: dataclasses.replace(s, local_only=True))
+    for thread in threads:
+        thread.join()
+    settings = read_settings(config)
+    assert settings.local_only
+    assert len(settings.allowed) == 12

@@ -58,6 +58,7 @@ class ModelInfo:
     reason: str | None = None  # why it cannot be used; None: it can, as far as is known
     memory_bytes: int | None = None  # that it holds now, of GPU and RAM together; None: none, or not known
     gpu_bytes: int | None = None  # the part of it that is on GPUs
+    remote_url: str | None = None  # of the machine that really runs it, where the server passes it on
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,14 @@ class Option:
     choices: tuple[str, ...] = ()  # of a text, the only ones there are
 
 
+# Of a model that makes vectors, the same for every backend that has some.
+EMBEDDING_OPTIONS: tuple[Option, ...] = (
+    Option("url", str, None, "address", "Where the server listens; by default as for the backend's chat models."),
+    Option("query_prefix", str, "", "text", "Put in front of every question, where the model was trained with it."),
+    Option("passage_prefix", str, "", "text", "Put in front of every passage; another one asks for a new index."),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far something is that takes a while: a download, a load."""
@@ -96,7 +105,7 @@ class Progress:
     doing: str  # "downloading", "checking", "loading", … as it is shown
     done: int = 0
     total: int | None = None  # None: nobody knows
-    unit: str = "bytes"  # or "%"
+    unit: str = "bytes"  # or "%", or "tokens"
 
 
 # Until when words of a server must come, among the options of every backend that has one (`served_llm.Deadlines`).
@@ -123,6 +132,11 @@ class Backend(Protocol):
 
     They are synchronous, report each step by `progress(Progress(…))`, end within a second once `stop` (a
     `threading.Event`) is set, and raise a `BackendError` for what goes wrong.
+
+    `embedding(config, model, options=None)`, where a backend has models that make vectors (`models` lists them as
+    `no_text_generation`), gives a LlamaIndex `BaseEmbedding` for one of them, with `url`, the address that texts are
+    sent to. Its options are `EMBEDDING_OPTIONS`. It may ask the server whether the model is there;
+    `docmind.backends.served_embedding` has the rest.
 
     `how_to_get(config, model)`, where it is there, says in a sentence how to get a model that is not: a command comes
     last, after "Run: ".

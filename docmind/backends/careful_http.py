@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import socket
 from functools import lru_cache
@@ -18,13 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpcore
 import httpx
 
-from docmind.backends.places import PLACES, Place, checked_place, place_of
+from docmind.backends.places import PLACES, Place, checked_place, place_of, real_address
 from docmind.background import event_loop, is_on_the_event_loop
 from docmind.errors import BackendError, BackendUnavailable
+from docmind.keys import without_keys
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 
     from docmind.config import Config
 
@@ -76,16 +76,30 @@ def client_settings(
         "trust_env": False,
         "timeout": httpx.Timeout(None, connect=connect_seconds, write=WRITE_SECONDS),
         # For plain http no TLS is set up, which would take longer than the request.
-        "transport": _Transport(place, _tls() if parts.scheme == "https" else None),
+        "transport": _Transport(
+            place,
+            _tls() if parts.scheme == "https" else None,
+            lambda: checked_place(config, url, carries_text=carries_text),
+        ),
     }
 
 
 class _Transport(httpx.AsyncHTTPTransport):
-    """httpx's own transport over a pool whose connections are looked at. httpx has no argument for that (0.28)."""
+    """httpx's own transport over a pool whose connections are looked at. httpx has no argument for that (0.28).
 
-    def __init__(self, place: Place, tls: ssl.SSLContext | None) -> None:
+    Args:
+        check: Asked before each request: what the person decided may have changed since the client was made.
+    """
+
+    def __init__(self, place: Place, tls: ssl.SSLContext | None, check: Callable[[], object]) -> None:
         super().__init__(verify=False, trust_env=False)  # a pool without connections; it is replaced
+        self._check = check
         self._pool = httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=_Network(place))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, if that is allowed now."""
+        self._check()
+        return await super().handle_async_request(request)
 
 
 class _Network(httpcore.AsyncNetworkBackend):
@@ -137,8 +151,7 @@ def refuse_far(host: str, address: str, place: Place) -> None:
     Raises:
         BackendError: It is refused (`address_refused`).
     """
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
+    ip = real_address(address)
     is_nobody = ip.is_link_local or ip.is_multicast or ip.is_unspecified
     if is_nobody or PLACES.index(place_of(str(ip))) > PLACES.index(place):
         raise BackendError(
@@ -369,8 +382,8 @@ def unreachable(url: str) -> BackendUnavailable:
 
 
 def plain(text: str) -> str:
-    """A server's words for a message: one line, printable, not endless."""
-    line = " ".join(text[: 4 * _SHOWN_CHARACTERS].split())
+    """A server's words for a message: one line, printable, not endless, and without the key it was sent."""
+    line = " ".join(without_keys(text)[: 4 * _SHOWN_CHARACTERS].split())
     return "".join(character for character in line if character.isprintable())[:_SHOWN_CHARACTERS]
 
 

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 _STOP_SECONDS = 0.8  # then the child is ended, so that a stop takes less than one second in all
 _TEMPLATE_SECONDS = 10.0  # for the chat template and tokens of one call; milliseconds are usual
 _LOAD_STALL_SECONDS = 180.0  # without progress while loading
+# Without a sign of a call that is computed: a batch of the prompt that was read, or a word. Where the whole prompt is
+# one batch, reading it on a slow processor takes minutes. The same as the usual deadlines of model servers.
+_SILENT_SECONDS = {"reading": 300.0, "writing": 60.0}
+_REPLY_BYTES = 1 << 20  # of one line of the child; it carries a few words, or the counts of many passages
 _CRASHES_BEFORE_PAUSE, _PAUSE_SECONDS = 3, 30.0
 _STDERR_LINES = 60
 
@@ -225,6 +229,16 @@ class Child:
         if not is_loading:
             process.arm(_STOP_SECONDS, _stopped)
 
+    def patience(self, phase: str) -> float | None:
+        """Seconds in which a call must give a sign, in this phase; None: its deadline is another's."""
+        return _SILENT_SECONDS.get(phase)
+
+    def give_up(self, call: Call) -> None:
+        """End the process of a call that has been silent for too long; the call ends with that error."""
+        process = self._process
+        if process is not None and call.id in process.pending:
+            process.end(self._silent)
+
     def close(self) -> None:
         """End the process and free its memory. The next call starts another."""
         with self._lock:
@@ -270,11 +284,17 @@ class Child:
     def _read(self, process: _Process, errors: threading.Thread) -> None:
         """Hand each reply to its call, until the process ends. Runs in a thread of its own."""
         assert process.popen.stdout is not None
-        for line in process.popen.stdout:
-            try:
-                self._handle(process, json.loads(line))
-            except json.JSONDecodeError:  # a last line cut short by a crash
+        while line := process.popen.stdout.readline(_REPLY_BYTES):
+            if not line.endswith(b"\n") and len(line) < _REPLY_BYTES:  # a last line cut short by a crash
                 break
+            try:
+                reply = json.loads(line)
+                request_id = reply["id"]
+            except (ValueError, TypeError, LookupError, RecursionError):
+                process.end(self._garbled)  # it lives on and nobody knows what it does
+                break
+            if isinstance(request_id, int):
+                self._handle(process, reply)
         code = process.popen.wait()
         process.disarm()
         errors.join(1.0)
@@ -419,6 +439,17 @@ class Child:
             f"The chat template of {self.name} does not come to an end.", "Choose another model.",
             reason="template_failed",
         )  # fmt: skip
+
+    def _silent(self) -> DocMindError:
+        return BackendError(
+            f"{self.label} computed with {self.name} and gave no sign for too long.",
+            "Ask again; it is started anew. If it happens again, choose a smaller model.", reason="stalled",
+        )  # fmt: skip
+
+    def _garbled(self) -> DocMindError:
+        return ModelCrashed(
+            f"The process with {self.name} sent something that is no reply, and was ended.", "Ask again; it restarts."
+        )
 
     def _stalled_load(self) -> DocMindError:
         return BackendError(

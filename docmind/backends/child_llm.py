@@ -124,15 +124,22 @@ class ChildLLM(StreamedLLM):
 
         what = {"prompt": prompt} if isinstance(prompt, str) else {"messages": plain_messages(prompt)}
         call = Call({"do": "answer", **arguments, **what}, put)
-        text = ""
+        text, phase = "", "waiting"
         self._child.users.add(id(self))  # also after `close`
         self._child.submit(call)
         self._calls.add(call)
         try:
             while True:
-                event = await inbox.get()
+                try:
+                    async with asyncio.timeout(self._child.patience(phase)):
+                        event = await inbox.get()
+                except TimeoutError:
+                    self._child.give_up(call)  # its error comes through the inbox
+                    phase = "waiting"
+                    continue
                 if isinstance(event, DocMindError):
                     raise event
+                phase = event["phase"]
                 raw = {key: value for key, value in event.items() if key != "text"}
                 if "prompt_tokens" in raw:  # the child counts with the model's own tokenizer
                     raw |= {"counted_tokens": raw["prompt_tokens"], "context_window": self.context_window}

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from docmind.backends import DEADLINES, Detection, ModelInfo, Option, Progress, checked_options
-from docmind.backends.places import server_address
+from docmind.backends.places import checked_place, server_address
 from docmind.errors import BackendError, BackendUnavailable, ModelNotFound
 
 if TYPE_CHECKING:
@@ -290,13 +290,18 @@ def _info(entry: Mapping[str, Any], name: object) -> ModelInfo | None:
     quantization = plain(clean(said.get("name") if isinstance(said, dict) else said))[:20]
     if not quantization and (found := _QUANTIZATION.search(clean(entry.get("path"))[-300:])) is not None:
         quantization = found[1]
-    reason = None
+    reason, device = None, entry.get("deviceIdentifier")
     if entry.get("type") != "llm":
         reason = "no_text_generation"
-    elif entry.get("deviceIdentifier") is not None:  # on another machine, through LM Link
+    elif device is not None:  # on another machine, through LM Link
         reason = "cloud_model"
+    # No address is known, only the machine: this stands for one, to be shown and allowed.
+    remote_url = f"lm-link://{re.sub(r'[^A-Za-z0-9]+', '-', str(device))[:60].strip('-') or 'unknown'}"
     window = count(entry.get("maxContextLength")) or None
-    return ModelInfo(name, window, count(entry.get("sizeBytes")), quantization or None, False, reason=reason)
+    return ModelInfo(
+        name, window, count(entry.get("sizeBytes")), quantization or None, False, reason=reason,
+        remote_url=remote_url if reason == "cloud_model" else None,
+    )  # fmt: skip
 
 
 # Building, loading, unloading -----------------------------------------------------------------------------------------
@@ -318,7 +323,7 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
     given = checked_options(OPTIONS, options or {})
     url = _found(config, given)
     listing = _listing(config, url)
-    info = _usable(model, listing, given)
+    info = _usable(config, model, listing, given)
     # The class is made on first use, so that importing this module does not import LlamaIndex.
     from docmind.backends.lm_studio_llm import LMStudioLLM
 
@@ -349,7 +354,7 @@ def load(
     given = checked_options(OPTIONS, options or {})
     url = _found(config, given)
     listing = _listing(config, url)
-    info = _usable(model, listing, given)
+    info = _usable(config, model, listing, given)
     window = _load_window(listing.trained[info.name], given)
     progress(Progress("loading", 0, 100, "%"))
 
@@ -463,7 +468,7 @@ def _known(model: str, listing: Listing) -> ModelInfo:
     return info
 
 
-def _usable(model: str, listing: Listing, given: Mapping[str, Any]) -> ModelInfo:
+def _usable(config: Config, model: str, listing: Listing, given: Mapping[str, Any]) -> ModelInfo:
     """What is known of a model that can answer.
 
     Raises:
@@ -479,4 +484,6 @@ def _usable(model: str, listing: Listing, given: Mapping[str, Any]) -> ModelInfo
             "Choose another model, or allow it with the option `allow_linked`.",
             reason=info.reason,
         )
+    if info.remote_url is not None:
+        checked_place(config, info.remote_url, carries_text=True)
     return info

@@ -18,6 +18,7 @@ from pydantic import Field
 from docmind.backends.careful_http import clean, count, plain
 from docmind.backends.lm_studio import CALL_OPTIONS, LISTING_SECONDS, Instance, chosen, instances, loading
 from docmind.backends.lm_studio_socket import connected
+from docmind.backends.places import checked_place
 from docmind.backends.served_llm import Deadlines, ServedLLM, Writing
 from docmind.backends.streamed_llm import Prompt, plain_messages, response
 from docmind.errors import BackendError, ContextTooLong
@@ -104,6 +105,7 @@ class LMStudioLLM(ServedLLM):
                         yield response("", phase="loading", done=step, total=100)
                 instance = step
                 yield response("", phase="reading")
+            checked_place(self.config, self.url, carries_text=True)  # loading took a while: it may be forbidden by now
             exact = await self._exact(connection, instance, history, answer.counted, arguments["max_tokens"])
             answer.asked_at = time.monotonic()
             # A dictionary: the package has the class for it in a private module only.

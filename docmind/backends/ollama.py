@@ -24,8 +24,16 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from docmind.backends import DEADLINES, NOT_WRITING, Detection, ModelInfo, Option, checked_options
-from docmind.backends.places import server_address, where_text_goes
+from docmind.backends import (
+    DEADLINES,
+    EMBEDDING_OPTIONS,
+    NOT_WRITING,
+    Detection,
+    ModelInfo,
+    Option,
+    checked_options,
+)
+from docmind.backends.places import checked_place, server_address, where_text_goes
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
 from docmind.keys import find_key
 
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import httpx
+    from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.llms import LLM
 
     from docmind.backends import Progress
@@ -80,6 +89,7 @@ OPTIONS: tuple[Option, ...] = (
 CALL_OPTIONS = tuple(option for option in OPTIONS if option.per_call)
 
 USUAL_PORT = 11434
+CLOUD = "https://ollama.com"  # where models run that Ollama passes on
 DEFAULT_WINDOW = 8192  # tokens; more is a choice, for its memory
 UNKNOWN_WINDOW = 4096  # tokens, for a model that does not say
 CONNECT_SECONDS = 0.8  # a server that is there accepts in milliseconds, also across a house
@@ -181,6 +191,8 @@ def _listing(config: Config, url: str, only: str | None = None) -> Listing:
     """
     from docmind.backends.careful_http import unreachable, wait_for
 
+    key_header(url)  # here and not on the loop: a keyring may wait for the person, and is asked once
+
     async def ask() -> Listing:
         try:
             async with asyncio.timeout(LISTING_SECONDS):
@@ -253,11 +265,12 @@ def _info(
         return None
     details = entry.get("details")
     quantization = plain(clean(details.get("quantization_level")))[:20] if isinstance(details, dict) else ""
-    reason = "cloud_model" if entry.get("remote_host") or entry.get("remote_model") else None
+    is_remote = bool(entry.get("remote_host") or entry.get("remote_model"))
+    remote_url = (clean(entry.get("remote_host")) or CLOUD)[:200] if is_remote else None
     in_all, on_gpu = memory.get(name, (None, None))
     return ModelInfo(
-        name, None, count(entry.get("size")), quantization or None, name in loaded, reason=reason, memory_bytes=in_all,
-        gpu_bytes=on_gpu,
+        name, None, count(entry.get("size")), quantization or None, name in loaded, memory_bytes=in_all,
+        gpu_bytes=on_gpu, reason="cloud_model" if is_remote else None, remote_url=remote_url,
     )  # fmt: skip
 
 
@@ -461,6 +474,8 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
             "Choose another model, or allow it with the option `allow_cloud`.",
             reason=info.reason,
         )
+    if info.remote_url is not None:
+        checked_place(config, info.remote_url, carries_text=True)
     trained = info.context_window or given.get("context_window", UNKNOWN_WINDOW)
     window = max(256, min(trained, given.get("context_window", DEFAULT_WINDOW)))
     # The class is made on first use, so that importing this module does not import LlamaIndex.
@@ -476,6 +491,46 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
         gpu_layers=given.get("gpu_layers"),
         version=listing.version,
     ).knowing(listing.loaded_windows)
+
+
+def embedding(config: Config, model: str, options: Mapping[str, Any] | None = None) -> BaseEmbedding:
+    """A LlamaIndex model that makes vectors, for one of those that the server has for that.
+
+    Raises:
+        BackendUnavailable: The server is not there.
+        ModelNotFound: The server has no such model.
+        BackendError: An option is unknown, or the model writes text (`no_vectors`) or runs elsewhere (`cloud_model`).
+    """
+    given = checked_options(EMBEDDING_OPTIONS, options or {})
+    url = address(given.get("url"))
+    start = f"Start Ollama, then run: ollama pull {model}"
+    try:
+        listing = _listing(config, url, model)
+    except BackendUnavailable as absence:
+        raise BackendUnavailable(str(absence), start) from absence
+    info = next((info for info in listing.models if model in names(info.name)), None)
+    if info is None:
+        raise ModelNotFound(f"Ollama has no model '{model}'.", f"Run: ollama pull {model}")
+    if info.reason == "cloud_model":
+        raise BackendError(
+            f"{info.name} runs on ollama.com, not on this machine.", "Choose another model.", reason=info.reason
+        )
+    if info.reason is None:
+        raise BackendError(
+            f"{info.name} writes text; it was not made for the vectors of a search.",
+            "Choose an embedding model. Run: ollama pull nomic-embed-text",
+            reason="no_vectors",
+        )
+    from docmind.backends.ollama_embedding import OllamaEmbedding
+
+    return OllamaEmbedding(
+        model_name=info.name,
+        config=config,
+        url=url,
+        query_prefix=given.get("query_prefix", ""),
+        passage_prefix=given.get("passage_prefix", ""),
+        start=start,
+    )
 
 
 def not_found(model: str, listing: Listing) -> ModelNotFound:

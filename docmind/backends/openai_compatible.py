@@ -23,16 +23,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from docmind.backends import DEADLINES, Detection, ModelInfo, Option, checked_options
+from docmind.backends import DEADLINES, EMBEDDING_OPTIONS, Detection, ModelInfo, Option, checked_options
 from docmind.backends.openai_compatible_presets import OTHER, PRESETS, Preset
 from docmind.backends.places import where_text_goes
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
-from docmind.keys import find_key
+from docmind.keys import find_key, given_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import httpx
+    from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.llms import LLM
 
     from docmind.config import Config
@@ -124,7 +125,7 @@ def key_for(preset: Preset, url: str) -> str | None:
     for variable, is_meant in ((preset.key, is_own), ("OPENAI_COMPATIBLE_KEY", is_named)):
         key = os.environ.get(variable, "").strip() if variable and is_meant else ""
         if key and key.isascii() and key.isprintable():
-            return key
+            return given_out(key)
     return None
 
 
@@ -236,6 +237,8 @@ def find(config: Config, options: Mapping[str, Any]) -> list[Found]:
     from docmind.backends.careful_http import unreachable, wait_for
 
     places, is_named = _places(options)
+    for url, _ in places:
+        find_key(url)  # here and not on the loop: a keyring may wait for the person, and is asked once
 
     async def ask(url: str, preset: Preset | None) -> Found | BackendError:
         try:
@@ -667,6 +670,40 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
         preset=found.preset,
         is_narrowed=wanted is not None and wanted > window,
     ).knowing(is_loaded=info.loaded)
+
+
+def embedding(config: Config, model: str, options: Mapping[str, Any] | None = None) -> BaseEmbedding:
+    """A LlamaIndex model that makes vectors. Few servers say which of their models do, so any can be named.
+
+    Raises:
+        BackendUnavailable: No server is there, or it is still loading.
+        ModelNotFound: The server has no such model.
+        BackendError: An option is unknown, or nobody said where the server is (`invalid_option`).
+    """
+    given = checked_options(EMBEDDING_OPTIONS, options or {})
+    if not _places(given)[1]:
+        # Every document is sent there: not to whatever happens to listen on a usual port.
+        raise BackendError(
+            "Nobody said where the server that makes the vectors is.",
+            "Add its address as `url`: --set url=http://127.0.0.1:8080/v1",
+            reason="invalid_option",
+        )
+    found = find(config, given)[0]
+    name = found.aliases.get(model, model)
+    if name not in [info.name for info in found.models]:
+        there = ", ".join(info.name for info in found.models) or "none"
+        raise ModelNotFound(f"{found.preset.label} has no model '{model}'.", f"There are: {there}.")
+    from docmind.backends.openai_compatible_embedding import OpenAICompatibleEmbedding
+
+    return OpenAICompatibleEmbedding(
+        model_name=name,
+        config=config,
+        url=found.url,
+        query_prefix=given.get("query_prefix", ""),
+        passage_prefix=given.get("passage_prefix", ""),
+        preset=found.preset,
+        start=f"Start the server at {found.url}.",
+    )
 
 
 def not_found(model: str, found: Found) -> ModelNotFound:

@@ -136,7 +136,8 @@ class OpenAICompatibleLLM(ServedLLM):
                 if event.get("error") is not None and not finish:
                     raise self._failure(event)
                 figures |= _figures(event)
-                delta, thought, ended = _choice(event)
+                # What comes after the end of an answer is no part of it.
+                delta, thought, ended = ("", "", "") if finish else _choice(event)
                 if thought:
                     deadlines.token()
                     answer.token()
@@ -146,7 +147,7 @@ class OpenAICompatibleLLM(ServedLLM):
                     answer.token()
                     answer.text += delta
                     yield response(answer.text, delta, phase="writing")
-                if ended and not finish:
+                if ended:
                     finish = _finish(ended)
                     usage_at = asyncio.get_running_loop().time() + _USAGE_SECONDS
         if finish:

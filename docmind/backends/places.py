@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 from docmind.errors import BackendError, ConsentMissing, SettingsError
-from docmind.settings import Settings, read_settings, save_settings
+from docmind.settings import Settings, change_settings, read_settings
 
 if TYPE_CHECKING:
     from docmind.config import Config
@@ -43,11 +43,24 @@ def place_of(address: str) -> Place:
     Raises:
         ValueError: It is none.
     """
-    ip = ipaddress.ip_address(address)
-    ip = getattr(ip, "ipv4_mapped", None) or ip  # ::ffff:127.0.0.1
+    ip = real_address(address)
     if ip.is_loopback:
         return "this device"
-    return "your network" if ip.is_private else "the internet"
+    # A Teredo tunnel (RFC 4380) ends anywhere, though its addresses count as private.
+    is_tunnel = ip.version == 6 and ip.teredo is not None
+    return "your network" if ip.is_private and not is_tunnel else "the internet"
+
+
+def real_address(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An IP address, without what only wraps it: ::ffff:127.0.0.1, or 64:ff9b::7f00:1 of NAT64 (RFC 6052).
+
+    Raises:
+        ValueError: It is none.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if ip.version == 6 and ip in ipaddress.ip_network("64:ff9b::/96"):
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return getattr(ip, "ipv4_mapped", None) or ip
 
 
 def server_address(said: str, usual_port: int) -> str:
@@ -141,8 +154,9 @@ def allow(config: Config, url: str, *, is_allowed: bool = True) -> Settings:
         ValueError: It is no address.
     """
     wanted = origin(url)
-    before = read_settings(config)
-    others = tuple(address for address in before.allowed if address != wanted)
-    settings = dataclasses.replace(before, allowed=(*others, wanted) if is_allowed else others)
-    save_settings(config, settings)
-    return settings
+
+    def change(before: Settings) -> Settings:
+        others = tuple(address for address in before.allowed if address != wanted)
+        return dataclasses.replace(before, allowed=(*others, wanted) if is_allowed else others)
+
+    return change_settings(config, change)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from docmind import embed
+from docmind.backends.places import where_text_goes
 from docmind.errors import DocMindError, DocumentNotFound
 from docmind.events import FellBack, ModelWaiting, StepFinished, StepStarted, TextDelta
 from docmind.parse.boxes import boxes_for
@@ -209,6 +210,13 @@ def _seconds(value: float | None) -> str:
 
 def _tokens(value: int | None) -> str:
     return "–" if value is None else f"{value:,} tokens"
+
+
+def who_goes_on(message: Message) -> str:
+    """Which model an unfinished answer would go on with, and where that is."""
+    place, host = where_text_goes(message.details.get("url"))
+    where = "" if place == "this device" else f", on {place}: {plain(host, limit=60)}"
+    return f"{plain(message.details['model'], limit=60)} goes on where it ended{where}"
 
 
 # An answer that is being written ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from docmind import routing
 from docmind.backends import REGISTRY
 from docmind.errors import DocMindError
 from docmind.profiles import AUTO, DEFAULT, ROLES, as_values, copy_name, remove_profile
-from docmind.settings import read_settings, save_settings
+from docmind.settings import change_settings
 from docmind.wording import absence_words, left_out_words
 from pages.parts.frame import config, show_error
 from pages.parts.safe import plain
@@ -88,8 +88,8 @@ def _draw_profile(profile: Profile, found: Sequence[Detection]) -> None:
             place = f"profile {profile.name}"
             is_off = problem is not None
             options, arguments = ({}, {}) if is_off else (routing.options(real), routing.call_arguments(real))
-            draw_test_button(place, real.backend, real.model, options, is_off, arguments)
-        draw_test_result(place)
+            draw_test_button(place, real.backend, real.model, options, is_off, arguments, profile=profile.name)
+        draw_test_result(real.backend, profile.name)
     if action == "Edit":
         edit(as_values(profile), profile)
     elif action == "Duplicate":
@@ -203,9 +203,11 @@ def _draw_order(found: Sequence[Detection]) -> None:
 
 def _keep_order(order: Sequence[str]) -> None:
     try:
-        settings = read_settings(config())
-        unknown = [name for name in settings.backend_order if name not in order]  # of another installation
-        save_settings(config(), replace(settings, backend_order=(*order, *unknown)))
+        # Names of another installation stay, behind these.
+        change_settings(
+            config(),
+            lambda s: replace(s, backend_order=tuple(dict.fromkeys([*order, *s.backend_order]))),
+        )
     except DocMindError as error:
         show_error(error)
         return

@@ -121,11 +121,11 @@ def what_is_done(progress: Progress) -> str:
     if any(run.is_running for run in runs.live("answer")):
         parts.append("waits while an answer is written")
     elif (left := progress.seconds_left(time.monotonic())) is not None and progress.done < progress.pages:
-        parts.append(_left(left) + (" for this file" if progress.number < progress.total else ""))
+        parts.append(left_words(left) + (" for this file" if progress.number < progress.total else ""))
     return " · ".join(parts)
 
 
-def _left(seconds: float) -> str:
+def left_words(seconds: float) -> str:
     """Seconds left as a person would say it: no digits that nobody knows."""
     if seconds < 10:
         return "a few seconds left"

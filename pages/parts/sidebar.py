@@ -11,7 +11,7 @@ import streamlit as st
 from docmind import chats, detection, routing, runs
 from docmind.errors import DocMindError
 from docmind.metrics import answers
-from docmind.profiles import AUTO, DEFAULT, ROLES
+from docmind.profiles import AUTO, DEFAULT, ROLES, Profile
 from pages.parts import frame
 from pages.parts.panel import draw_strip
 from pages.parts.place import draw_place
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from docmind.backends import Detection
     from docmind.chats import Chat
-    from docmind.profiles import Profile
 
 CHAT_PAGE = "pages/chat.py"
 SHOWN_CHATS = 40
@@ -186,8 +185,9 @@ def _draw_model() -> None:
         # A profile made for this model brings its settings along.
         fitting = next((p for p in profiles if _place_of(p) == (backend, model)), None)
         state["profile"], state["backend"], state["model"] = fitting and fitting.name, backend, model
-    profile = next((p for p in profiles if p.name == state["profile"]), None)
-    if profile is not None and profile.backend == AUTO:
+    profile = next((p for p in profiles if p.name == state["profile"]), None) or Profile("", backend, model or "")
+    others = [p for name in profile.fallbacks for p in profiles if p.name == name and p.backend != AUTO]
+    if profile.backend == AUTO:
         try:
             resolved = routing.resolve(frame.config(), profile, is_patient=False)
         except DocMindError as error:  # the settings cannot be read
@@ -195,7 +195,7 @@ def _draw_model() -> None:
             return
         otherwise = f"no model of this role; {profile.fallbacks[0]} answers" if profile.fallbacks else "no model"
         st.caption(f"→ {plain(resolved.chosen or otherwise, limit=80)}", help=plain(resolved.words, limit=300))
-        profile = next(iter(resolved.profiles), None)
-        there = found.get(profile.backend) if profile else None
-    own_url = profile.options.get("url") if profile else None  # a profile may name another machine
-    draw_place(own_url or (there.url if there else None))
+        others = [*resolved.profiles, *others]
+        profile, others = (others[0], others[1:]) if others else (profile, [])
+    url, is_known = routing.where(frame.config(), profile, found)
+    draw_place(url, is_known=is_known, fallbacks=[routing.where(frame.config(), other, found)[0] for other in others])

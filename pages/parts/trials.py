@@ -7,22 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from docmind import detection
-from docmind.trial import TrialRun
+from docmind import model_runs
+from docmind.errors import DocMindError
+from docmind.trial import TrialProgress
 from pages.parts.frame import config, show_error
 from pages.parts.safe import answer, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
+    from docmind.model_runs import ModelRun
 
-def draw_model_test(name: str, usable: Sequence[str]) -> None:
-    """Choose one of a backend's models and run it."""
-    place = f"backend {name}"
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        model = st.selectbox("Test a model", usable, key=f"model of {name}")
-        draw_test_button(place, name, model, {}, False)
-    draw_test_result(place)
+RUNNING_SECONDS = 0.3  # between two looks at a test
 
 
 def draw_test_button(
@@ -32,26 +28,31 @@ def draw_test_button(
     options: Mapping[str, Any],
     is_disabled: bool,
     arguments: Mapping[str, Any] | None = None,
+    *,
+    profile: str | None = None,
 ) -> None:
     """Starts a test. One at a time: a second model in memory would slow the first down."""
-    _, run = st.session_state.get("trial", ("", None))
-    is_running = run is not None and run.is_running
+    is_running = any(run.action == "test" and run.is_running for run in model_runs.model_runs())
     if st.button("Test", key=f"test {place}", icon=":material/play_arrow:", disabled=is_disabled or is_running):
-        st.session_state["trial"] = (place, TrialRun(config(), name, model, options, arguments))
+        try:
+            model_runs.start_test(config(), name, model, options, arguments, profile=profile)
+        except DocMindError as error:  # another tab was quicker
+            show_error(error)
+            return
         st.rerun()
 
 
-def draw_test_result(place: str) -> None:
+def draw_test_result(name: str, profile: str | None = None) -> None:
     """The test that was started here: how far it is, or what came back."""
-    where, run = st.session_state.get("trial", ("", None))
-    if where != place or run is None:
+    run = next((r for r in model_runs.model_runs(name) if r.action == "test" and r.profile == profile), None)
+    if run is None:
         return
     if run.is_running:
         draw_running_test(run)
     elif run.error is not None:
         show_error(run.error)
-    elif run.trial is not None:
-        trial = run.trial
+    elif run.result is not None:
+        trial = run.result
         silence = "Stopped before the first word." if trial.is_stopped else "The model wrote nothing."
         st.markdown(answer(trial.text) or silence)
         figures = ["stopped"] if trial.is_stopped else []
@@ -66,11 +67,10 @@ def draw_test_result(place: str) -> None:
         st.caption(" · ".join(figures))
 
 
-@st.fragment(run_every=0.3)
-def draw_running_test(run: TrialRun) -> None:
+@st.fragment(run_every=RUNNING_SECONDS)
+def draw_running_test(run: ModelRun) -> None:
     """What a test is doing; at its end the page is drawn anew."""
     if not run.is_running:
-        detection.forget()  # the model is in memory now
         st.rerun()
     progress = run.progress
     words = {
@@ -81,10 +81,11 @@ def draw_running_test(run: TrialRun) -> None:
         "reading": "Reading",
         "writing": "Writing",
     }
-    seconds = time.monotonic() - run.started_at
+    seconds = time.monotonic() - run.started
+    is_stopping = run.stop_requested.is_set()
     with st.container(horizontal=True, vertical_alignment="center"):
-        if st.button("Stop", icon=":material/stop:", key="stop test", disabled=run.is_stopping):
-            run.stop()
-        st.caption("Stopping…" if run.is_stopping else f"{words[progress.phase]} · {seconds:.0f} s")
-    if progress.text:
+        st.button("Stop", icon=":material/stop:", key="stop test", on_click=run.stop, disabled=is_stopping)
+        doing = words.get(progress.doing, progress.doing.capitalize())
+        st.caption("Stopping…" if is_stopping else f"{plain(doing)} · {seconds:.0f} s")
+    if isinstance(progress, TrialProgress) and progress.text:
         st.markdown(answer(progress.text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 
 import pytest
 from llama_index.core.llms import ChatMessage
@@ -10,6 +11,10 @@ from llama_index.core.llms import ChatMessage
 from docmind.backends import llama_cpp
 from docmind.backends.openai_compatible_presets import PRESETS
 from docmind.config import Config
+
+# What talks to servers.
+SERVED = ("ollama", "ollama_llm", "ollama_models", "openai_compatible", "openai_compatible_llm", "lm_studio",
+          "lm_studio_llm", "lm_studio_socket")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +26,16 @@ def no_server_of_the_developer(monkeypatch):
     keys = ["OLLAMA_API_KEY", "OPENAI_COMPATIBLE_KEY", *(preset.key for preset in PRESETS if preset.key)]
     for name in keys:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Waits for a connection and a listing that no busy machine exceeds: where something else is tried than these."""
+    for name in SERVED:
+        module = importlib.import_module(f"docmind.backends.{name}")
+        for constant in ("CONNECT_SECONDS", "LISTING_SECONDS"):
+            if hasattr(module, constant):
+                monkeypatch.setattr(module, constant, 90.0)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from docmind.backends import lm_studio
+from docmind.backends.places import allow
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelCrashed, ModelNotFound
 
 pytestmark = pytest.mark.usefixtures("end_models")
@@ -305,10 +306,13 @@ def test_an_embedding_model_is_refused(build):
     assert failure(lambda: build(NOMIC)).reason == "no_text_generation"
 
 
-def test_a_model_on_another_machine_is_refused_unless_allowed(server, build):
+def test_a_model_on_another_machine_is_refused_unless_allowed(server, build, config):
     """Questions and passages would leave the server's machine."""
     server.models[LINKED.key] = LINKED
     assert failure(lambda: build(LINKED.key)).reason == "cloud_model"
+    assert failure(lambda: build(LINKED.key, allow_linked=True)).reason == "consent_missing"
+    (where,) = [m.remote_url for m in lm_studio.models(config, {"url": server.url}) if m.name == LINKED.key]
+    allow(config, where)
     assert build(LINKED.key, allow_linked=True).chat(HELLO).message.content
 
 

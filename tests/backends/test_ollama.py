@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 import sys
@@ -15,7 +16,9 @@ from servers.http_by_hand import PATIENCE
 from servers.ollama import Model, Reply, serve, starter_writer
 
 from docmind.backends import ollama
+from docmind.backends.places import allow
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
+from docmind.settings import change_settings
 
 pytestmark = pytest.mark.usefixtures("end_models")
 
@@ -246,11 +249,17 @@ def test_an_embedding_model_is_refused(build):
     assert failure(lambda: build("nomic-embed-text")).reason == "no_text_generation"
 
 
-def test_a_model_in_the_cloud_is_refused_unless_allowed(server, build):
-    """Questions and passages would leave this machine."""
+def test_a_model_in_the_cloud_is_refused_unless_allowed(server, build, config):
+    """Questions and passages would leave this machine: a profile of somebody else may have the option, not the word."""
     server.models[CLOUD.name] = CLOUD
+    (where,) = [model.remote_url for model in ollama.models(config, {"url": server.url}) if model.name == CLOUD.name]
     assert failure(lambda: build(CLOUD.name)).reason == "cloud_model"
+    assert failure(lambda: build(CLOUD.name, allow_cloud=True)).reason == "consent_missing"
+    allow(config, where)
     assert build(CLOUD.name, allow_cloud=True).chat(HELLO).message.content
+    change_settings(config, lambda settings: dataclasses.replace(settings, local_only=True))
+    assert failure(lambda: build(CLOUD.name, allow_cloud=True)).reason == "local_only"
+    config.settings.unlink()
 
 
 # Where things go

@@ -10,6 +10,9 @@ from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 from waiting import PATIENCE_SECONDS
 
+from docmind import detection, keys, model_runs, runs
+from docmind.backends import llama_cpp
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -31,3 +34,37 @@ def app(config, monkeypatch):
     yield AppTest.from_file(str(REPOSITORY / "app.py"), default_timeout=PATIENCE_SECONDS)
     st.cache_data.clear()
     st.cache_resource.clear()
+
+
+@pytest.fixture
+def nothing_left():
+    """What outlives a test: the caches of Streamlit, the child of llama.cpp, what was done with models, keys."""
+    _forget()
+    yield
+    for run in model_runs.model_runs():
+        run.stop()
+        run.wait(PATIENCE_SECONDS)
+        runs.dismiss(run.run_id)
+    _forget()
+
+
+def _forget():
+    llama_cpp.close_all()
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    keys._known.clear()
+    detection.forget()
+
+
+@pytest.fixture
+def models_page(tmp_path, library, nothing_left):
+    """Opens the Models page in an app of its own, as a visitor would."""
+
+    def open_page(sidebar=""):
+        script = tmp_path / "small_app.py"
+        path = REPOSITORY / "pages" / "models.py"
+        text = f"import streamlit as st\npage = st.navigation([st.Page({str(path)!r})])\n{sidebar}\npage.run()\n"
+        script.write_text(text, encoding="utf-8")
+        return AppTest.from_file(str(script), default_timeout=PATIENCE_SECONDS).run()
+
+    return open_page

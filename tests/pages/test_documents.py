@@ -10,12 +10,14 @@ import pytest
 import streamlit as st
 from filelock import FileLock
 from pypdf import PdfReader, PdfWriter
+from servers import ollama
 from streamlit.testing.v1 import AppTest
 from waiting import PATIENCE_SECONDS, wait_until
 
 from docmind import runs
 from docmind.library import Library
 from docmind.sample import sample_path
+from docmind.settings import Settings, save_settings
 
 REPOSITORY = Path(__file__).parents[2]
 POISON = "![x](x.png) $a$ :smile: :red[r] <img src=x> [y](z).txt"  # all that a file's name can hold
@@ -195,6 +197,36 @@ def test_a_folder_full_of_other_files_is_told_in_one_line(open_page, files):
     assert [expander.label for expander in page.expander] == ["9 files of other kinds"]
     assert "IMG_3" not in words(page)
     assert "IMG_3.jpg" in list(page.expander[0].dataframe[0].value["File"])
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("http://127.0.0.1:9", "on this device"), ("https://api.example.com/v1", "to api.example.com on the internet")],
+)
+def test_a_search_model_of_a_backend_is_said_with_where_text_goes(open_page, config, url, said):
+    """Nothing is said of the one that comes with DocMind, and nothing is promised that is not so."""
+    assert "Search model" not in words(open_page())
+    assert "stay on it" in words(open_page())
+    save_settings(config, Settings(embedding="ollama:x_y", embedding_options={"url": url}))
+    page = open_page()
+    assert f"Search model: ollama:x_y · {'on this device' if 'this' in said else 'the text of all documents is'}" in (
+        words(page).replace("\\", "")
+    )
+    assert said in words(page).replace("\\", "")
+    assert ("stay on it" in words(page)) == ("this device" in said)
+
+
+def test_a_file_whose_vectors_cannot_be_made_is_said_with_the_way_out(open_page, config, files):
+    """Its line and the error; nothing of it is kept."""
+    with ollama.serve() as gone:
+        save_settings(config, Settings(embedding="ollama:nomic-embed-text", embedding_options={"url": gone.url}))
+    page = open_page()
+    add_path(page, str(files))
+    finish(page)
+    assert "docmind settings embedding default" in words(page)
+    assert "1 not added" in words(page)
+    assert re.search(r":red-badge\[not added\] \S*beekeeping\S* has no vectors", words(page))
+    assert Library(config).documents() == []
 
 
 def add_path(page, path, collection=""):

@@ -3,69 +3,54 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
-import streamlit as st
-from streamlit.testing.v1 import AppTest
-from waiting import PATIENCE_SECONDS
+from waiting import PATIENCE_SECONDS, wait_until
 
+from docmind import detection, model_runs
 from docmind.backends import REGISTRY, backend, llama_cpp
+from pages.parts import frame
 from pages.parts.safe import plain
 
-REPOSITORY = Path(__file__).parents[2]
 POISON = "![x](http://evil.example/x.png) :red[*name*]"
 BACKEND = '''
 """A backend of another kind: a program that is not running, or one with models of odd names."""
+import threading
 from docmind.backends import Detection, ModelInfo
+from docmind.backends.fits import Fit
 LABEL = "Other"
 OPTIONS = ()
 IS_THERE = {is_there}
+MAY_TELL = threading.Event()
 def models(config):
     if not IS_THERE:
         return ()
     return (ModelInfo({poison!r}, None, None, None, False), ModelInfo("vectors", 512, 2_500_000_000, "F16", False,
             None, "no_text_generation"), ModelInfo("odd", 1, 1, None, False, None, "of_another_day"))
 def detect(config):
-    hint = None if IS_THERE else "Other is not running. Run: other serve --port 11999"
-    return Detection("other", {poison!r}, IS_THERE, None if IS_THERE else "unreachable", hint,
+    hint = {hint!r} if IS_THERE else "Other is not running. Run: other serve --port 11999"
+    return Detection("other", {label!r}, IS_THERE, None if IS_THERE else "unreachable", hint,
                      "http://127.0.0.1:11999", None, models(config))
+def fit(config, model):
+    MAY_TELL.wait(120)
+    return Fit("too_large", 1, 1, 1, 8192, None, None, 0, False, "Too large.")
 '''
 
 
-@pytest.fixture(autouse=True)
-def nothing_cached():
-    """The caches of Streamlit and the child of llama.cpp outlive a test."""
-    llama_cpp.close_all()
-    st.cache_resource.clear()
-    st.cache_data.clear()
-    yield
-    st.cache_resource.clear()
-    st.cache_data.clear()
-    llama_cpp.close_all()
-
-
 @pytest.fixture
-def page(tmp_path, library):
-    """Opens the page in an app of its own, as a visitor would."""
-
-    def open_page(sidebar=""):
-        script = tmp_path / "small_app.py"
-        path = REPOSITORY / "pages" / "models.py"
-        text = f"import streamlit as st\npage = st.navigation([st.Page({str(path)!r})])\n{sidebar}\npage.run()\n"
-        script.write_text(text, encoding="utf-8")
-        return AppTest.from_file(str(script), default_timeout=PATIENCE_SECONDS).run()
-
-    return open_page
+def page(models_page):
+    """Opens the page."""
+    return models_page
 
 
 @pytest.fixture
 def other_backend(tmp_path, monkeypatch):
     """Registers a second backend, as one file and one line in the registry."""
 
-    def register(*, is_there):
+    def register(*, is_there, hint=None, label="Other"):
         name = f"other_backend_{is_there}".lower()
-        (tmp_path / f"{name}.py").write_text(BACKEND.format(is_there=is_there, poison=POISON), encoding="utf-8")
+        text = BACKEND.format(is_there=is_there, poison=POISON, hint=hint, label=label)
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setitem(REGISTRY, "other", name)
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -86,33 +71,39 @@ def texts(app):
     return [getattr(element, "value", None) or element.label for element in drawn]
 
 
+def expander(app, label):
+    """An expander by its label."""
+    return next(found for found in app.expander if found.label == label)
+
+
 def button(app, key):
     """A button by its key."""
     return app.button(key=key)
 
 
 def test_a_new_installation_shows_the_starter_and_how_to_get_better(page, config):
-    """The model that came with it, with its figures; the steps name the folder, and are open."""
+    """The model that came with it, with its figures and whether it fits; the way to a better one stands open."""
     app = page()
     assert not app.exception
     (table,) = [frame.value for frame in app.dataframe]
     assert list(table["Model"]) == [llama_cpp.STARTER]
-    assert list(table["State"]) == ["ready"]
+    assert list(table["State"]) == ["fits"]
     assert list(table["Window"]) == [8192]
     assert list(table["Format"]) == ["Q4_1"]
     assert list(table["Size"].round(1)) == [0.1]
-    steps = app.expander[0]
-    assert steps.label == "A 135M model: good for plain facts. Here is how to get a better one"
+    assert any(text.startswith("Fits in memory\\: about 0.4 GB") for text in texts(app))
+    steps = expander(app, "Get a model")
     assert steps.proto.expanded
-    assert steps.code[0].value == str(config.model_folders[0])
-    assert "which you have to make first" in steps.markdown[0].value
+    assert "This machine has" in steps.markdown[0].value
+    assert plain(str(config.model_folders[0])) in steps.caption[0].value
     assert any(text.startswith("**llama.cpp (built in)** 0") and "[ready]" in text for text in texts(app))
+    assert ":green[●] on this device" in texts(app)
     assert button(app, "use starter").disabled, "it is in use"
     assert not button(app, "test profile starter").disabled
 
 
 def test_a_file_put_into_the_folder_is_found_by_refresh(page, config):
-    """What was found is kept for a minute; the steps are closed once there is another model."""
+    """What was found is kept for a minute; the way to another model is closed once there is one."""
     app = page()
     folder = config.model_folders[0]
     folder.mkdir(parents=True)
@@ -122,12 +113,11 @@ def test_a_file_put_into_the_folder_is_found_by_refresh(page, config):
     assert len(app.dataframe[0].value) == 1
     button(app, "refresh").click().run()
     assert sorted(app.dataframe[0].value["Model"]) == ["better-model", llama_cpp.STARTER]
-    assert not app.expander[0].proto.expanded
-    assert app.selectbox[0].options == [llama_cpp.STARTER, "better-model"]
-    assert "make first" not in app.expander[0].markdown[0].value
+    assert not expander(app, "Get a model").proto.expanded
+    assert app.selectbox(key="model of llama.cpp").options == [llama_cpp.STARTER, "better-model"]
 
 
-def test_a_damaged_file_is_listed_with_what_to_do_and_cannot_be_tested(page, config):
+def test_a_damaged_file_is_listed_with_what_to_do_and_can_only_be_deleted(page, config):
     """Its name can do nothing."""
     folder = config.model_folders[0]
     folder.mkdir(parents=True)
@@ -136,33 +126,74 @@ def test_a_damaged_file_is_listed_with_what_to_do_and_cannot_be_tested(page, con
     app = page()
     assert not app.exception
     states = dict(zip(app.dataframe[0].value["Model"], app.dataframe[0].value["State"], strict=True))
-    assert states == {llama_cpp.STARTER: "ready", "![x](y) broken": "damaged", "empty": "damaged"}
+    assert states == {llama_cpp.STARTER: "fits", "![x](y) broken": "damaged", "empty": "damaged"}
     assert f":small[**{plain('![x](y) broken')}** · The file is damaged: fetch it again.]" in texts(app)
-    assert app.selectbox[0].options == [llama_cpp.STARTER]
+    box = app.selectbox(key="model of llama.cpp")
+    assert box.value == llama_cpp.STARTER
+    assert button(app, "delete llama.cpp").disabled, "it came with DocMind"
+    box.select("empty").run()
+    assert button(app, "test backend llama.cpp").disabled
+    button(app, "delete llama.cpp").click().run()
+    assert any(plain(str(folder / "empty.gguf")) in text for text in texts(app)), "what will be gone is named"
+    button(app, "delete for good llama.cpp").click().run()
+    wait_until(lambda: not any(run.is_running for run in model_runs.model_runs()))
+    app.run()
+    assert not app.exception
+    assert not (folder / "empty.gguf").exists()
+    assert "empty" not in list(app.dataframe[0].value["Model"])
+    assert app.selectbox(key="model of llama.cpp").value == llama_cpp.STARTER
 
 
-def test_a_backend_that_is_not_there_says_what_to_do(page, other_backend):
-    """The command stands by itself; there is nothing to test."""
+def test_a_backend_that_is_not_there_is_one_quiet_line(page, other_backend):
+    """Below those that are there, and closed; opened, the command stands by itself, and there is nothing to test."""
     other_backend(is_there=False)
     app = page()
     assert not app.exception
-    drawn = texts(app)
-    assert f"**{plain(POISON)}** :orange-badge[not running]" in drawn
-    assert "Other is not running. Run\\:" in drawn
-    assert "other serve --port 11999" in [code.value for code in app.code]
+    line = expander(app, "Other · not running")
+    assert not line.proto.expanded
+    assert "Other is not running. Run\\:" in [text.value for text in line.markdown]
+    assert "other serve --port 11999" in [code.value for code in line.code]
+    labels = [found.label for found in app.expander]
+    assert labels.index("Get a model") < labels.index("Other · not running")
     assert len(app.dataframe) == 1
-    assert len(app.selectbox) == 1
-    assert not [text for text in drawn if "![x]" in text]
+    assert [box.key for box in app.selectbox] == ["model of llama.cpp"]
+    assert not [text for text in texts(app) if "![x]" in text]
+
+
+def test_a_warning_is_seen_though_the_backend_is_there(page, other_backend):
+    """Nothing is in the way, and still it ought to be known."""
+    other_backend(is_there=True, hint="Others can reach it. ![x](y)")
+    backend("other").MAY_TELL.set()
+    app = page()
+    assert not app.exception
+    assert [warning.value for warning in app.warning] == [plain("Others can reach it. ![x](y)")]
+
+
+def test_whether_models_fit_is_told_later_where_it_takes_its_time(page, other_backend, monkeypatch):
+    """The page does not wait for it."""
+    monkeypatch.setattr("docmind.detection.FITS_SECONDS", 0.0)
+    other_backend(is_there=True)
+    app = page()
+    assert not app.exception
+    module = backend("other")
+    assert app.dataframe[1].value["State"].iloc[0] == "ready"
+    module.MAY_TELL.set()
+    wait_until(lambda: detection.fits_of(frame.config(), "other")[1])
+    app.run()
+    assert app.dataframe[1].value["State"].iloc[0] == "too large"
+    assert ":orange[Too large.]" in texts(app)
 
 
 def test_a_backend_to_come_needs_no_change_of_the_page(page, other_backend):
     """Models without figures, reasons without words, names that would be markdown."""
-    other_backend(is_there=True)
+    other_backend(is_there=True, label=POISON)
+    backend("other").MAY_TELL.set()
     app = page()
     assert not app.exception
+    assert any(text.startswith(f"**{plain(POISON)}** :gray-badge[running]") for text in texts(app))
     table = app.dataframe[1].value
     assert list(table["Model"]) == [POISON, "vectors", "odd"]
-    assert list(table["State"]) == ["ready", "no chat", "of another day"]
+    assert list(table["State"]) == ["too large", "no chat", "of another day"]
     assert ":small[**odd** · It cannot be used: of another day.]" in texts(app)
     assert app.selectbox[1].options == [POISON]
     assert not [text for text in texts(app) if "![x]" in text]
@@ -273,14 +304,14 @@ def test_a_test_runs_the_model_and_shows_what_came_back(page, key):
     app = page()
     button(app, key).click().run()
     assert not app.exception
-    _, run = app.session_state["trial"]
+    (run,) = model_runs.model_runs()
     if run.is_running:
         assert button(app, "stop test").label == "Stop"
         assert button(app, "test profile starter").disabled, "one test at a time"
     assert run.wait(PATIENCE_SECONDS)
     app.run()
     assert not app.exception
-    assert plain(run.trial.text)[:20] in "".join(texts(app))
+    assert plain(run.result.text)[:20] in "".join(texts(app))
     (figures,) = [text for text in texts(app) if "first token" in text]
     assert "tokens/s" in figures
     assert "window 8,192 tokens" in figures
@@ -293,7 +324,7 @@ def test_a_test_can_be_stopped(page):
     """The page says that it was."""
     app = page()
     button(app, "test profile starter").click().run()
-    _, run = app.session_state["trial"]
+    (run,) = model_runs.model_runs()
     # Stopped through the button where the page was quicker than the model.
     if run.is_running:
         button(app, "stop test").click().run()
@@ -301,7 +332,7 @@ def test_a_test_can_be_stopped(page):
     app.run()
     assert not app.exception
     assert run.error is None
-    if run.trial.is_stopped:
+    if run.result.is_stopped:
         assert any(text.startswith("stopped · ") for text in texts(app))
 
 
@@ -315,7 +346,7 @@ def test_a_test_that_fails_shows_the_error_and_its_hint(page, config):
     app.selectbox[0].select("gone_soon").run()
     (folder / "gone_soon.gguf").unlink()
     button(app, "test backend llama.cpp").click().run()
-    _, run = app.session_state["trial"]
+    (run,) = model_runs.model_runs()
     assert run.wait(PATIENCE_SECONDS)
     app.run()
     assert not app.exception

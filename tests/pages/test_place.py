@@ -7,7 +7,8 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 from waiting import PATIENCE_SECONDS
 
-from docmind.settings import read_settings
+from docmind.backends.places import allow
+from docmind.settings import Settings, read_settings, save_settings
 from pages.parts.safe import plain
 
 
@@ -46,6 +47,18 @@ def test_a_model_on_this_device_needs_no_word(place, url):
     assert [button.key for button in app.button] == []
 
 
+@pytest.mark.parametrize(
+    ("search_url", "said"),
+    [("http://127.0.0.1:11434", 0), ("http://192.168.1.20:11434", 1), ("https://api.example.com/v1", 1)],
+)
+def test_a_search_model_beyond_this_device_is_said_beside_the_model(place, config, search_url, said):
+    """Questions go there too; where both are one machine it is said once."""
+    save_settings(config, Settings(embedding="ollama:x", embedding_options={"url": search_url}))
+    assert len(captions(place(None))) == 1 + said
+    assert any(caption.startswith("Search :") for caption in captions(place(None))) == bool(said)
+    assert not any(caption.startswith("Search :") for caption in captions(place(search_url)))
+
+
 def test_an_address_beyond_this_device_is_allowed_once_and_the_word_can_be_taken_back(place, config):
     """It is kept for the address, not for the session."""
     url = "http://192.168.1.20:11434"
@@ -65,13 +78,13 @@ def test_an_address_beyond_this_device_is_allowed_once_and_the_word_can_be_taken
 def test_local_only_is_one_switch(place, config):
     """It shows what the file says, whoever wrote it, and offers no way around."""
     app = place("https://api.example.com")
-    app.toggle(key="local_only").set_value(True).run()
+    app.toggle[0].set_value(True).run()
     assert read_settings(config).local_only
     assert "this model is not asked" in captions(app)[1]
     assert [button.key for button in app.button] == []
-    assert place(None).toggle(key="local_only").value
+    assert place(None).toggle[0].value
     config.settings.write_text("local_only = false", encoding="utf-8")
-    assert not app.run().toggle(key="local_only").value
+    assert not app.run().toggle[0].value
 
 
 def test_broken_settings_are_an_error_with_a_remedy_and_no_permission(place, config):
@@ -88,3 +101,40 @@ def test_the_name_of_a_host_is_no_markup(place):
     """It may come from a profile of somebody else."""
     app = place("http://![x](http:--evil.example)")
     assert all("![" not in caption for caption in captions(app))
+
+
+def test_what_is_not_known_yet_is_not_called_this_device(config, nothing_cached):
+    """A server that has not answered may be anywhere."""
+    script = "from pages.parts.place import draw_place\ndraw_place(None, is_known=False)\n"
+    app = AppTest.from_string(script, default_timeout=PATIENCE_SECONDS).run()
+    assert captions(app) == [":gray[○] not known yet where it runs"]
+
+
+def test_a_model_beyond_this_device_that_may_go_on_is_named(config, nothing_cached):
+    """Once it is allowed; until then it is not asked."""
+    url = "http://192.168.1.20:11434"
+    script = f"from pages.parts.place import draw_place\ndraw_place(None, fallbacks=[{url!r}, None])\n"
+    app = AppTest.from_string(script, default_timeout=PATIENCE_SECONDS).run()
+    assert len(captions(app)) == 1
+    allow(config, url)
+    assert f"If it fails: {plain('192.168.1.20')}" in captions(app.run())[1]
+    app.toggle[0].set_value(True).run()
+    assert len(captions(app)) == 1
+
+
+def test_an_address_that_cannot_be_allowed_is_an_error_with_a_remedy(place):
+    """Instead of a page that breaks."""
+    app = place("http://")
+    app.button(key="allow").click().run()
+    assert not app.exception
+    assert "is no address" in app.error[0].value
+
+
+def test_switching_with_broken_settings_is_an_error(place, config):
+    """They broke after the page was drawn."""
+    app = place(None)
+    config.home.mkdir(parents=True, exist_ok=True)
+    config.settings.write_text("local_only = perhaps", encoding="utf-8")
+    app.toggle[0].set_value(True).run()
+    assert not app.exception
+    assert "Mend or remove the file" in app.error[0].value

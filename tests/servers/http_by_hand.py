@@ -23,7 +23,8 @@ class HandServer:
         self.hang_ups: list[str] = []  # paths whose client left before the end
         self.answering = 0  # requests being answered now
         self.is_breaking_off = False  # then answers that are being written end without their marker
-        self.instead: dict[str, tuple[int, bytes]] = {}  # path → status and body to send in place of the answer
+        # Path → status, body and perhaps headers to send in place of the answer.
+        self.instead: dict[str, tuple[int, bytes] | tuple[int, bytes, dict[str, str]]] = {}
         self.url = ""
         self._changed = threading.Condition()
 
@@ -80,8 +81,7 @@ class HandServer:
             request = None
         self.note(self.requests, (path, request))
         if path in self.instead:
-            status, text = self.instead[path]
-            await connection.whole(status, text)
+            await connection.whole(*self.instead[path])
         else:
             await self.answer(connection, method, path, headers, request)
 
@@ -108,12 +108,11 @@ class Connection:
         self.writer.write("\r\n".join(lines).encode("latin-1") + content)
         await self.writer.drain()
 
-    async def begin(self, status, kind):
+    async def begin(self, status, kind, headers=()):
         """The head of a stream."""
-        head = (
-            f"HTTP/1.1 {status} OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
-        )
-        self.writer.write(head.encode())
+        lines = [f"HTTP/1.1 {status} OK", f"Content-Type: {kind}", "Transfer-Encoding: chunked", "Connection: close"]
+        lines += [*(f"{name}: {value}" for name, value in dict(headers).items()), "", ""]
+        self.writer.write("\r\n".join(lines).encode("latin-1"))
         await self.writer.drain()
 
     async def piece(self, data):
@@ -124,6 +123,20 @@ class Connection:
     async def line(self, event):
         """An event of a stream, on a line of its own."""
         await self.piece(json.dumps(event).encode() + b"\n")
+
+    async def aside(self, entry):
+        """Whether an entry of a script is no text; it is done then.
+
+        Bytes are sent as they are, a bytearray even without the frame of a chunk; a number is a pause in seconds.
+        """
+        if isinstance(entry, bytearray):
+            self.writer.write(entry)
+            await self.writer.drain()
+        elif isinstance(entry, bytes):
+            await self.piece(entry)
+        elif isinstance(entry, (int, float)):
+            await asyncio.sleep(entry)
+        return not isinstance(entry, str)
 
     async def end(self):
         """The proper end of a stream."""

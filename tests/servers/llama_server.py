@@ -19,10 +19,11 @@ SLOTS = 2
 
 
 @contextlib.contextmanager
-def serve(window=2048, key=None):
-    """The address of a running server, until the block ends."""
+def serve(window=2048, key=None, *, embeddings=False):
+    """The address of a running server, until the block ends; one for `embeddings` makes vectors and writes nothing."""
     command = [sys.executable, "-m", "tests.servers.llama_server", "--window", str(window)]
     command += ["--key", key] if key else []
+    command += ["--embeddings"] if embeddings else []
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=REPOSITORY
     ) as process:
@@ -47,6 +48,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--window", type=int, default=2048, help="tokens of each slot")
     parser.add_argument("--key")
+    parser.add_argument("--embeddings", action="store_true", help="make vectors, the mean over the model's tokens")
     arguments = parser.parse_args()
     parameters = xllamacpp.CommonParams()
     path = next(info.path for info in llama_cpp.models(load_config()) if info.name == llama_cpp.STARTER)
@@ -57,6 +59,9 @@ def main():
     # llama.cpp's threads wait for each other by spinning: where the cores are busy two are fifty times slower than one.
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     parameters.n_batch = parameters.n_ubatch = 64  # it looks at what it was told only between two batches
+    if arguments.embeddings:
+        parameters.embedding = True
+        parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     if arguments.key:
         parameters.api_keys = [arguments.key]
     server = xllamacpp.Server(parameters)

@@ -28,6 +28,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 from lmstudio import _kv_config, _sdk_models
@@ -39,6 +40,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Response
 
 from docmind.backends.child_side import StopStrings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 LOGGER = logging.getLogger("lm studio stand-in")
 LOGGER.addHandler(logging.NullHandler())
@@ -80,13 +84,16 @@ class Instance:
 class Reply:
     """What the server does with one prediction.
 
+    Of `deltas` what is no text: a dictionary is sent on the channel, bytes as a text message (that may be none), a
+    bytearray without any frame, and a number is a pause in seconds; they may be endless.
+
     `end` is what comes after the words: "success"; "close" the channel's end without it; "hang up" and "crash" that of
     the connection; "reset" a connection torn down; "error" on the channel; "silence", "progress" and "others" (messages
     of no channel of ours) for ever; "garbage", "list", "bytes", "bad frame" and "endless" what is no message; "warning"
     that the server did not understand.
     """
 
-    deltas: tuple[str, ...] | list[str] = ("Hello", " there", ".")
+    deltas: Iterable[str | dict | bytes | bytearray | float] = ("Hello", " there", ".")
     thinking: tuple[str, ...] = ()
     first_pause_seconds: float = 0.0
     pause_seconds: float = 0.0  # before each further delta
@@ -465,6 +472,8 @@ class _Client:
             async for delta in source:
                 if self.server.is_breaking_off:
                     return written, ""
+                if await self.aside(say, delta):
+                    continue
                 text, is_end = stops.feed(delta)
                 if text:
                     await say(_fragment(text))
@@ -480,6 +489,23 @@ class _Client:
         if rest := stops.rest():
             await say(_fragment(rest))
         return written, reply.stop_reason
+
+
+    async def aside(self, say, entry):
+        """Whether an entry of a script is no text; it is done then."""
+        if isinstance(entry, dict):
+            await say(entry)
+        elif isinstance(entry, bytearray):
+            self.websocket.transport.write(entry)
+            while self.websocket.transport.get_write_buffer_size() > 1 << 20:
+                await asyncio.sleep(0.001)
+            if self.websocket.transport.is_closing():
+                raise ConnectionClosed(None, None)
+        elif isinstance(entry, bytes):
+            await self.websocket.send(entry, text=True)
+        elif isinstance(entry, (int, float)):
+            await asyncio.sleep(entry)
+        return not isinstance(entry, str)
 
 
 _PARTS = ("llm", "embedding")

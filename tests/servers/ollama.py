@@ -23,12 +23,17 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from ollama._types import ChatRequest, DeleteRequest, Message, Options, PullRequest, ShowRequest
+from ollama._types import ChatRequest, DeleteRequest, EmbedRequest, Message, Options, PullRequest, ShowRequest
 from pydantic import ValidationError
 
 from docmind.backends.child_side import StopStrings
+from tests.servers import vectors
 from tests.servers.http_by_hand import PATIENCE, HandServer, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # What Ollama knows and the client's types of this version do not: github.com/ollama/ollama, docs/api.md and
 # docs/modelfile.mdx.
@@ -63,12 +68,14 @@ LIBRARY = (Model("gemma3:1b", 32_768, 815_000_000, architecture="gemma3"),)
 class Reply:
     """What the server does with one chat request.
 
+    Of `deltas` what is no text is sent as it is, or is a pause (`Connection.aside`); they may be endless.
+
     `end` is what comes after the deltas: "done" the marker; "nothing" a clean end without it; "html" a page of a proxy;
     "blank_lines" and "empty_chunks" for ever; "silence" for ever; "endless_line"; "half_line" a line cut in the middle;
     "error" an error line; "reset" a connection torn down.
     """
 
-    deltas: tuple[str, ...] | list[str] = ("Hello", " there", ".")
+    deltas: Iterable[str | bytes | bytearray | float] = ("Hello", " there", ".")
     thinking: tuple[str, ...] = ()
     first_pause_seconds: float = 0.0
     pause_seconds: float = 0.0  # before each further delta
@@ -77,9 +84,12 @@ class Reply:
     error: str = "the model runner has stopped"
     figures: dict = field(default_factory=dict)  # over those of the last event; None leaves one out
     lines: tuple[bytes, ...] = ()  # sent as they are, before the deltas
-    status: int = 200  # another one is sent with `error` (or `body`), and nothing else
+    # Another one is sent with `error` (or `body`), and nothing else; 0: the connection is torn down without an answer.
+    status: int = 200
     body: bytes | None = None
     location: str | None = None  # of a redirect
+    kind: str = "application/x-ndjson"
+    headers: dict = field(default_factory=dict)  # of the stream
 
 
 class Server(HandServer):
@@ -100,6 +110,8 @@ class Server(HandServer):
         # How pulls end: "success", "nothing" (a clean end without it), "silence", "reset", or an error's words.
         self.pull_end = "success"
         self.pull_pause_seconds = 0.0  # before each step of a pull
+        self.vectors = vectors.packaged  # what makes them
+        self.fault = ""  # what goes wrong with vectors: see tests/servers/vectors.py
         self._replies: deque[Reply] = deque()
 
     def enqueue(self, *replies):
@@ -127,6 +139,8 @@ class Server(HandServer):
             await self._pull(connection, request)
         elif (method, path) == ("DELETE", "/api/delete"):
             await self._delete(connection, request)
+        elif (method, path) == ("POST", "/api/embed"):
+            await self._embed(connection, request)
         elif (method, path) == ("POST", "/api/chat"):
             await self._chat(connection, request)
         else:
@@ -211,6 +225,22 @@ class Server(HandServer):
             self.loaded.pop(model.name, None)
             await connection.whole(200, b"")
 
+    async def _embed(self, connection, request):
+        if (wrong := _wrong_embed(request)) is not None:
+            await self._refuse(connection, wrong)
+        elif (model := self._model(request["model"])) is None:
+            await connection.whole(404, {"error": f'model "{request["model"]}" not found, try pulling it first'})
+        elif "embedding" not in (model.capabilities or ("embedding",)):
+            await connection.whole(400, {"error": "this model does not support embeddings"})
+        elif max(len(text) // 4 for text in request["input"]) > model.window:
+            await connection.whole(400, {"error": "the input length exceeds the context length"})
+        else:
+            self.loaded.setdefault(model.name, model.window)
+            made = await vectors.make(self, request["input"])
+            answer = {"model": model.name, "embeddings": made, "total_duration": 1, "prompt_eval_count": 9}
+            if not await vectors.misbehave(connection, self, answer):
+                await connection.whole(200, answer)
+
     async def _chat(self, connection, request):
         if (wrong := _wrong_chat(request)) is not None:
             await self._refuse(connection, wrong)
@@ -251,6 +281,9 @@ class Server(HandServer):
         reply = self._replies.popleft() if self._replies else None
         options = request["options"]
         if reply is not None and (reply.status != 200 or reply.location or reply.body is not None):
+            if reply.status == 0:
+                connection.writer.transport.abort()
+                return
             body = reply.body if reply.body is not None else {"error": reply.error}
             await connection.whole(reply.status, body, {"Location": reply.location} if reply.location else {})
             return
@@ -263,7 +296,7 @@ class Server(HandServer):
             read = options["num_ctx"] // 2
         source = (self.writer or echo)(request) if reply is None else _scripted(reply)
         reply = reply or Reply(pause_seconds=self.pace_seconds)
-        await connection.begin(200, "application/x-ndjson")
+        await connection.begin(200, reply.kind, reply.headers)
         for line in reply.lines:
             await connection.piece(line)
         await asyncio.sleep(reply.first_pause_seconds)
@@ -299,6 +332,8 @@ class Server(HandServer):
             async for delta in source:
                 if self.is_breaking_off:
                     return written, ""
+                if await connection.aside(delta):
+                    continue
                 text, is_end = stops.feed(delta)
                 if text:
                     await connection.line(_event(model, text))
@@ -420,6 +455,15 @@ def _wrong(request, kind, fields):
     except ValidationError as error:
         return str(error)
     return None
+
+
+def _wrong_embed(request):
+    if (wrong := _wrong(request, EmbedRequest, {*EmbedRequest.model_fields})) is not None:
+        return wrong
+    if request.get("truncate") is not False:
+        return "truncate is not false: long texts would be cut"
+    texts = request["input"]
+    return None if isinstance(texts, list) and texts and all(texts) else "no texts"
 
 
 def _wrong_chat(request):

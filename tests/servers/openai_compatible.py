@@ -24,14 +24,21 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
+from openai.types.embedding_create_params import EmbeddingCreateParams
 from pydantic import TypeAdapter, ValidationError
 
 from docmind.backends.child_side import StopStrings
+from tests.servers import vectors
 from tests.servers.http_by_hand import HandServer, running
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 REQUEST = TypeAdapter(CompletionCreateParamsStreaming)
+EMBEDDING = TypeAdapter(EmbeddingCreateParams)
 FIELDS = {*CompletionCreateParamsStreaming.__annotations__} | {
     name for base in CompletionCreateParamsStreaming.__orig_bases__ for name in getattr(base, "__annotations__", {})
 }
@@ -71,6 +78,8 @@ TOO_LONG = {
 class Reply:
     """What the server does with one chat request.
 
+    Of `deltas` what is no text is sent as it is, or is a pause (`Connection.aside`); they may be endless.
+
     `end` is what comes after the deltas: "done" the finish reason, the usage and `[DONE]`; "nothing" a clean end;
     "done_only" `[DONE]` without a reason; "html" a page of a proxy; "comments" and "empty_chunks" for ever; "silence"
     for ever; "endless_line"; "endless_event"; "half_line" an event cut in the middle; "error" an error event; "json"
@@ -78,7 +87,7 @@ class Reply:
     "reset_later" and "silence_later".
     """
 
-    deltas: tuple[str, ...] | list[str] = ("Hello", " there", ".")
+    deltas: Iterable[str | bytes | bytearray | float] = ("Hello", " there", ".")
     thinking: tuple[str, ...] = ()
     thinking_field: str = "reasoning_content"
     first_pause_seconds: float = 0.0
@@ -89,7 +98,8 @@ class Reply:
     usage: dict | None = field(default_factory=dict)  # over the server's own; None: none is sent
     timings: dict | None = None  # as llama-server's
     lines: tuple[bytes, ...] = ()  # sent as they are, before the deltas
-    status: int = 200  # another one is sent with `error` (or `body`), and nothing else
+    # Another one is sent with `error` (or `body`), and nothing else; 0: the connection is torn down without an answer.
+    status: int = 200
     body: bytes | None = None
     kind: str = "text/event-stream"
     headers: dict = field(default_factory=dict)
@@ -108,6 +118,9 @@ class Server(HandServer):
         self.is_loading = False  # then it says so to everything but its list of models
         self.refuses: set[str] = set()  # fields it does not know
         self.loaded: set[str] = {self.models[0]} if models else set()  # of those that load on demand
+        self.vectors = vectors.packaged  # what makes them
+        # What goes wrong with vectors: see tests/servers/vectors.py; also "no order" and "twice the first".
+        self.fault = ""
         self._replies: deque[Reply] = deque()
 
     def enqueue(self, *replies):
@@ -134,6 +147,8 @@ class Server(HandServer):
             await connection.whole(200, told, {"Server": "BaseHTTP/0.6 Python/3.12.3"} if self.kind == "mlx" else {})
         elif (method, path) == ("POST", "/v1/chat/completions"):
             await self._chat(connection, request)
+        elif (method, path) == ("POST", "/v1/embeddings"):
+            await self._embed(connection, request)
         else:
             await connection.whole(
                 404, {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}}
@@ -181,6 +196,30 @@ class Server(HandServer):
         self.note(self.violations, why)
         await connection.whole(400, {"error": {"message": why, "type": "invalid_request_error"}})
 
+    async def _embed(self, connection, request):
+        if (wrong := _wrong_embedding(request)) is not None:
+            await self._refuse(connection, wrong)
+        elif request["model"] not in self.models:
+            why = {"message": f"The model `{request['model']}` does not exist.", "type": "NotFoundError", "code": 404}
+            await connection.whole(404, {"error": why})
+        elif "embed" not in request["model"]:
+            why = "This server does not support embeddings. Start it with `--embeddings`"
+            await connection.whole(501, {"error": {"code": 501, "message": why, "type": "not_supported_error"}})
+        elif (longest := max(len(text) // 4 for text in request["input"])) > self.window:
+            why = f"input ({longest} tokens) is too large to process. increase the physical batch size"
+            await connection.whole(500, {"error": {"code": 500, "message": why, "type": "server_error"}})
+        else:
+            made = await vectors.make(self, request["input"])
+            data = [{"object": "embedding", "index": n, "embedding": v} for n, v in enumerate(made)]
+            if self.fault == "no order":
+                data.reverse()
+            elif self.fault == "twice the first":
+                data = [entry | {"index": 0} for entry in data]
+            usage = {"prompt_tokens": 9, "total_tokens": 9}
+            answer = {"object": "list", "data": data, "model": request["model"], "usage": usage}
+            if not await vectors.misbehave(connection, self, answer):
+                await connection.whole(200, answer)
+
     async def _chat(self, connection, request):
         if (wrong := _wrong(request, self.kind)) is not None:
             await self._refuse(connection, wrong)
@@ -195,6 +234,9 @@ class Server(HandServer):
         self.loaded.add(request["model"])
         reply = self._replies.popleft() if self._replies else None
         if reply is not None and (reply.status != 200 or reply.body is not None):
+            if reply.status == 0:
+                connection.writer.transport.abort()
+                return
             body = reply.body if reply.body is not None else {"error": reply.error}
             await connection.whole(reply.status, body, reply.headers)
             return
@@ -210,7 +252,7 @@ class Server(HandServer):
         source = _echo(request) if reply is None else _scripted(reply)
         reply = reply or Reply(pause_seconds=self.pace_seconds)
         stream = _Stream(connection, request["model"])
-        await connection.begin(200, reply.kind)
+        await connection.begin(200, reply.kind, reply.headers)
         for line in reply.lines:
             await connection.piece(line)
         await asyncio.sleep(reply.first_pause_seconds)
@@ -254,6 +296,8 @@ class Server(HandServer):
             async for delta in source:
                 if self.is_breaking_off:
                     return written, ""
+                if await stream.connection.aside(delta):
+                    continue
                 text, is_end = stops.feed(delta)
                 if text:
                     await stream.choice({"content": text})
@@ -395,6 +439,19 @@ def _wrong(request, kind):
     for name in extra & set(request):
         if not isinstance(request[name], str if name == "grammar" else (int, float)):
             return f"{name} is no value"
+    return None
+
+
+def _wrong_embedding(request):
+    """What is wrong with a request for vectors, by OpenAI's own type; None: nothing."""
+    if not isinstance(request, dict) or set(request) - {*EmbeddingCreateParams.__annotations__}:
+        return "the body is no JSON object, or has unknown fields"
+    try:
+        texts = list(EMBEDDING.validate_python(request)["input"])
+    except ValidationError as error:
+        return str(error)
+    if request.get("encoding_format") != "float" or not texts or not all(isinstance(text, str) for text in texts):
+        return "no texts, or not in the format that is read"
     return None
 
 
