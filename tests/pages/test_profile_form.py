@@ -6,7 +6,7 @@ import pytest
 from servers.ollama import Model, serve
 from waiting import PATIENCE_SECONDS
 
-from docmind import detection
+from docmind import detection, model_runs
 from docmind.backends import llama_cpp
 from docmind.profiles import AUTO, Profile, find_profile, load_profiles, save_profile
 from docmind.settings import read_settings
@@ -215,7 +215,7 @@ def test_a_profile_s_test_is_made_with_its_settings(page, mine):
     """With the figures, as they came."""
     app = page()
     press(app, "test profile mine")
-    _, run = app.session_state["trial"]
+    (run,) = [run for run in model_runs.model_runs() if run.action == "test" and run.profile == "mine"]
     assert run.wait(PATIENCE_SECONDS)
     app.run()
     assert not app.exception
