@@ -188,20 +188,19 @@ def choose(config: Config, name: str, options: Mapping[str, str]) -> Probe | Non
     """Try a model and keep it as the choice, with the address it was found at; "default" goes back, giving None.
 
     Raises:
-        EmbeddingFailed: It makes no vectors; nothing is changed then.
+        BackendError: It makes no vectors, or an option is unknown; nothing is changed then.
         SettingsError: It cannot be kept.
     """
     if name == "default":
         change_settings(config, lambda before: replace(before, embedding="", embedding_options={}))
         return None
-    choice = _read(name, {key: value for key, value in options.items() if value})
-    with failing(choice):
-        checked_options(EMBEDDING_OPTIONS, choice.options)
-        model = load(config, choice)
-        found = _identity(choice, model.get_text_embedding(embed.CANARY))  # loads it
-        started = time.monotonic()
-        model.get_text_embedding_batch(_PROBE)
-        seconds = (time.monotonic() - started) / len(_PROBE)
+    given = checked_options(EMBEDDING_OPTIONS, options)
+    choice = _read(name, {option: text for option, text in given.items() if text})
+    model = load(config, choice)
+    found = _identity(choice, model.get_text_embedding(embed.CANARY))  # loads it
+    started = time.monotonic()
+    model.get_text_embedding_batch(_PROBE)
+    seconds = (time.monotonic() - started) / len(_PROBE)
     url: str | None = getattr(model, "url", None)
     if url is not None:
         choice = replace(choice, options={**choice.options, "url": url})

@@ -523,7 +523,10 @@ def test_ctrl_c_keeps_what_was_written(stocked, in_child):
 
 def test_settings_say_who_may_be_sent_text(run, run_json):
     """Allowed, taken back, and all of it switched off."""
-    assert run_json("settings")[1] == [{"local_only": False, "allowed": [], "backend_order": []}]
+    (row,) = run_json("settings")[1]
+    assert row == {
+        "local_only": False, "allowed": [], "backend_order": [], "embedding": "", "embedding_options": {}
+    }  # fmt: skip
     status, rows, _ = run_json("settings", "allow", "http://192.168.1.20:11434/api")
     assert (status, rows[0]["allowed"]) == (0, ["http://192.168.1.20:11434"])
     assert "your network" in run("settings")[1][1]

@@ -104,7 +104,8 @@ def test_the_packaged_model_behind_a_server_finds_what_it_finds_here(stocked, co
 def test_the_order_of_the_best_is_not_the_servers(stocked, server):
     """Its vectors find candidates; the score, below which nothing is answered, is that of the packaged model."""
     expected = found(stocked)
-    server.vectors = vectors.another
+    # All near each other, as those of many models are: the nearest stay the nearest, every cosine is about .9.
+    server.vectors = lambda texts: [[*vector, 3.0] for vector in vectors.packaged(texts)]
     use(stocked.config, server)
     list(ingest.reindex(stocked))
     for before, after in zip(expected, found(stocked), strict=True):
@@ -237,7 +238,7 @@ def test_a_search_that_waits_for_its_server_can_be_stopped(stocked, server):
     server.wait_for_hang_up()
 
 
-@pytest.mark.parametrize("fault", ["error 500", "half an answer", "not a number", "one too few"])
+@pytest.mark.parametrize("fault", ["error 500", "not a number"])
 def test_a_file_whose_vectors_cannot_be_made_is_refused_whole(library, server, files, fault):
     """With the reason; files before it stay, those after it are not begun, and adding again takes up there."""
     use(library.config, server)
@@ -337,6 +338,7 @@ def test_choosing_the_same_model_elsewhere_needs_no_new_index(stocked, server, r
         (["ollama:qwen3:4b"], "embedding model"),
         (["ollama:nothing"], "ollama pull nothing"),
         ([NOMIC, "--set", "prefix=x"], "query_prefix"),
+        ([NOMIC, "--set", "prefix"], "query_prefix"),
     ],
 )
 def test_what_cannot_be_chosen_changes_nothing(config, server, run, arguments, words):
@@ -345,6 +347,7 @@ def test_what_cannot_be_chosen_changes_nothing(config, server, run, arguments, w
     status, _, error = run("settings", "embedding", *arguments, *given)
     assert status == 1
     assert words in error
+    assert "settings embedding default" not in error  # nothing has to be undone
     assert read_settings(config) == Settings()
 
 

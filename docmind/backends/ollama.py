@@ -515,12 +515,8 @@ def embedding(config: Config, model: str, options: Mapping[str, Any] | None = No
         raise BackendError(
             f"{info.name} runs on ollama.com, not on this machine.", "Choose another model.", reason=info.reason
         )
-    if info.reason is None:
-        raise BackendError(
-            f"{info.name} writes text; it was not made for the vectors of a search.",
-            "Choose an embedding model. Run: ollama pull nomic-embed-text",
-            reason="no_vectors",
-        )
+    if info.reason is None and info.context_window is not None:  # of one without a window the server said nothing
+        raise no_vectors(info.name)
     from docmind.backends.ollama_embedding import OllamaEmbedding
 
     return OllamaEmbedding(
@@ -530,6 +526,15 @@ def embedding(config: Config, model: str, options: Mapping[str, Any] | None = No
         query_prefix=given.get("query_prefix", ""),
         passage_prefix=given.get("passage_prefix", ""),
         start=start,
+    )
+
+
+def no_vectors(model: str) -> BackendError:
+    """The error for a model that was not made for vectors."""
+    return BackendError(
+        f"{model} writes text; it was not made for the vectors of a search.",
+        "Choose an embedding model. Run: ollama pull nomic-embed-text",
+        reason="no_vectors",
     )
 
 

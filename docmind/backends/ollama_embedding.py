@@ -11,8 +11,8 @@ from typing import ClassVar
 import httpx
 
 from docmind.backends.careful_http import HEADERS, client_settings, fetch
-from docmind.backends.ollama import CONNECT_SECONDS, key_header, refusal
-from docmind.backends.served_embedding import ServedEmbedding
+from docmind.backends.ollama import key_header, no_vectors, refusal
+from docmind.backends.served_embedding import CONNECT_SECONDS, ServedEmbedding
 from docmind.errors import ContextTooLong, ModelNotFound
 
 
@@ -36,6 +36,8 @@ class OllamaEmbedding(ServedEmbedding):
             if status == 404 and "model" in said and "not found" in said:
                 raise ModelNotFound(f"Ollama has no model '{self.model_name}' any more.",
                                     f"Run: ollama pull {self.model_name}")  # fmt: skip
+            if "does not support embeddings" in said:
+                raise no_vectors(self.model_name)
             error = refusal(status, said, self.url)
             # "the input length exceeds the context length", older: "input length exceeds maximum context length"
             if isinstance(error, ContextTooLong):

@@ -13,9 +13,9 @@ import httpx
 from pydantic import Field
 
 from docmind.backends.careful_http import HEADERS, bad_response, client_settings, fetch_whole, json_object
-from docmind.backends.openai_compatible import CONNECT_SECONDS, key_header, refusal
+from docmind.backends.openai_compatible import key_header, refusal
 from docmind.backends.openai_compatible_presets import Preset  # noqa: TC001 (pydantic reads it)
-from docmind.backends.served_embedding import ServedEmbedding
+from docmind.backends.served_embedding import CONNECT_SECONDS, ServedEmbedding
 from docmind.errors import BackendError, ContextTooLong
 
 if TYPE_CHECKING:

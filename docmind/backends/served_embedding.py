@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BATCH_SIZE = 16  # texts of one request: some 20 KB there and at most 2 MB back
+CONNECT_SECONDS = 5.0  # a machine that is busy with vectors may be slow to accept, and a folder is many requests
 BATCH_SECONDS = 120.0  # for one request, in which the server may have to load the model
 MOST_NUMBERS = 1 << 16  # of a vector; the largest models have 8,192
 LARGEST_NUMBER = 1e12  # squares of it still fit single precision

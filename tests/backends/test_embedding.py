@@ -167,6 +167,18 @@ def test_a_chat_model_is_no_choice(peer):
         assert "--embeddings" in caught.value.hint
 
 
+def test_a_model_that_ollama_says_nothing_about_is_asked_for_vectors(config):
+    """The server refuses by itself what cannot; what was not told is not held against a model."""
+    with ollama.serve() as server:
+        server.instead["/api/show"] = (500, b"busy")
+        embedder = backend("ollama").embedding(config, "nomic-embed-text", {"url": server.url})
+        assert len(embedder.get_query_embedding("a")) == 384
+        chatting = backend("ollama").embedding(config, "qwen3:4b", {"url": server.url})
+        with pytest.raises(BackendError) as caught:
+            chatting.get_query_embedding("a")
+        assert caught.value.reason == "no_vectors"
+
+
 def test_a_server_that_has_gone_is_said_to_be(peer, config):
     """With how to start it, for the model that is wanted."""
     module = ollama if peer.kind == "ollama" else openai_compatible
