@@ -30,9 +30,8 @@ def nothing_left():
 
 @pytest.fixture
 def server(monkeypatch):
-    """A stand-in for Ollama that takes its time to pull, where DocMind looks for one."""
+    """A stand-in for Ollama, where DocMind looks for one."""
     with serve() as running:
-        running.pull_pause_seconds = 0.05
         monkeypatch.setenv("OLLAMA_HOST", running.url)
         yield running
 
@@ -54,6 +53,7 @@ def test_of_a_long_run_only_some_events_are_kept_and_its_latest_progress(monkeyp
 
 def test_one_thing_at_a_time_is_done_with_a_model(server, config):
     """Whoever asks; with another one it is free to begin."""
+    server.pull_end = "silence"
     first = model_runs.start(config, "pull", "ollama", NEW)
     assert first in runs.live("model")
     assert model_runs.going_on("ollama", NEW) is first
@@ -64,13 +64,18 @@ def test_one_thing_at_a_time_is_done_with_a_model(server, config):
     other = model_runs.start(config, "load", "ollama", "qwen3:4b")
     assert other.wait(PATIENCE_SECONDS)
     assert (other.state, server.loaded) == ("complete", {"qwen3:4b": 8192})
+    assert first.is_running
+    first.stop()
     assert first.wait(PATIENCE_SECONDS)
-    assert (first.state, NEW in server.models) == ("complete", True)
-    again = model_runs.start(config, "delete", "ollama", NEW)
-    assert again.wait(PATIENCE_SECONDS)
+    server.pull_end = "success"
+    second = model_runs.start(config, "pull", "ollama", NEW)
+    assert second.wait(PATIENCE_SECONDS)
+    assert (first.state, second.state, NEW in server.models) == ("stopped", "complete", True)
+    last = model_runs.start(config, "delete", "ollama", NEW)
+    assert last.wait(PATIENCE_SECONDS)
     assert NEW not in server.models
-    assert model_runs.model_runs("ollama") == [other, again], "what was said of this model before is forgotten"
-    assert [path for path, _ in server.requests].count("/api/pull") == 1
+    assert model_runs.model_runs("ollama") == [other, last], "what was said of this model before is forgotten"
+    assert [path for path, _ in server.requests].count("/api/pull") == 2
 
 
 def test_what_was_found_is_looked_at_anew_after_each_run(server, config):
@@ -84,6 +89,7 @@ def test_what_was_found_is_looked_at_anew_after_each_run(server, config):
 
 def test_a_stopped_pull_is_no_error_and_a_failed_one_says_why(server, config):
     """A run that has ended can be dismissed, one that goes on cannot."""
+    server.pull_end = "silence"
     run = model_runs.start(config, "pull", "ollama", NEW)
     wait_until(lambda: run.progress.done)
     runs.dismiss(run.run_id)
@@ -101,6 +107,7 @@ def test_a_stopped_pull_is_no_error_and_a_failed_one_says_why(server, config):
 
 def test_the_end_of_the_program_stops_a_pull(server, config):
     """Nothing is left behind that nobody can stop."""
+    server.pull_end = "silence"
     run = model_runs.start(config, "pull", "ollama", NEW)
     wait_until(lambda: run.progress.done)
     runs.stop_all(PATIENCE_SECONDS)
@@ -110,12 +117,11 @@ def test_the_end_of_the_program_stops_a_pull(server, config):
 # Trying a model
 
 
-def test_a_test_ends_by_itself_and_a_second_one_waits_for_nobody(config):
-    """It is refused: a second model in memory would slow the first down."""
+def test_a_test_ends_by_itself_and_meanwhile_no_other_begins(config):
+    """A second model in memory would slow the first down."""
     run = model_runs.start_test(config, "llama.cpp", llama_cpp.STARTER, {}, profile="starter")
-    if run.is_running:
-        with pytest.raises(BackendBusy):
-            model_runs.start_test(config, "llama.cpp", "another", {})
+    with pytest.raises(BackendBusy):  # it has to start a process and to load a model first
+        model_runs.start_test(config, "llama.cpp", "another", {})
     assert run.wait(PATIENCE_SECONDS)
     assert (run.state, run.error, run.profile) == ("complete", None, "starter")
     assert run.result.text

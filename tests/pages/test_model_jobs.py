@@ -98,12 +98,12 @@ def ended(app, action):
 
 def test_a_pull_is_seen_in_every_tab_and_ends_as_the_model_that_is_chosen(models_page, ollama):
     """How far it is, a way to stop, and going on where it ended."""
-    ollama.pull_pause_seconds = 0.2
+    ollama.pull_pause_seconds = 600.0
     app = models_page()
     assert app.text_input(key="pulled by ollama").placeholder == "qwen3:4b-instruct"
     ask(app, "pulled by ollama", NEW, "start pull ollama")
     run = the_run("pull")
-    wait_until(lambda: run.progress.done)
+    wait_until(lambda: run.progress.total)
     other = models_page()
     assert says(other, f"Downloading **{plain(NEW)}** · ")
     assert says(other, " of 815 MB · ")
