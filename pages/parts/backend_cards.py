@@ -15,7 +15,7 @@ from docmind.wording import absence_words, fit_words
 from pages.parts.frame import config
 from pages.parts.get_model import draw_get_model
 from pages.parts.jobs import begin, draw_jobs, running, size_words, watch
-from pages.parts.key_field import draw_key
+from pages.parts.key_field import draw_key, has_said
 from pages.parts.place import WORDS
 from pages.parts.safe import plain, plain_with_code
 from pages.parts.trials import draw_test_button, draw_test_result
@@ -58,7 +58,8 @@ def _is_there(one: Detection) -> bool:
 
 def _draw_absent(one: Detection) -> None:
     """What it is called and why it is not there; opened, what to do."""
-    with st.expander(f"{plain(one.label)} · {_words(one.reason)}", type="compact", key=f"absent {one.backend}"):
+    label = f"{plain(one.label)} · {_words(one.reason)}"
+    with st.expander(label, expanded=has_said(one), type="compact", key=f"absent {one.backend}"):
         _draw_hint(one.hint)
         if one.url:
             _draw_place(one)

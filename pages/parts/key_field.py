@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 WANTED = ("key_missing", "key_rejected")
 
 
+def has_said(one: Detection) -> bool:
+    """Whether something was done about its key in this session: then it is not hidden."""
+    url = one.url or ""
+    return keys.is_kept(url) is not None and f"{_field(url)} said" in st.session_state
+
+
+def _field(url: str) -> str:
+    return f"key for {origin(url)}"
+
+
 def draw_key(one: Detection) -> None:
     """Nothing for a backend that takes no key, or that does well without one on this device."""
     url = one.url or ""
@@ -27,13 +37,13 @@ def draw_key(one: Detection) -> None:
     address = origin(url)
     shown = address.removesuffix(":443") if address.startswith("https:") else address.removesuffix(":80")
     shown = plain(shown, limit=120)
-    field = f"key for {address}"
+    field = _field(url)
     # The answer to what was done here last; the key is in neither.
     said = st.session_state.get(f"{field} said")
     if isinstance(said, SettingsError):
         show_error(said)
     elif said or is_kept:
-        with st.container(horizontal=True, vertical_alignment="center", key=f"kept {address}"):
+        with st.container(horizontal=True, vertical_alignment="center", wrap=False, key=f"kept {address}"):
             st.caption(said or f"A key is kept for {shown}.", width="stretch")
             if is_kept:
                 st.button("Forget", key=f"forget {address}", type="tertiary", on_click=_forget, args=(url, field))
