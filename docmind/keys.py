@@ -27,7 +27,7 @@ SAFE: Final = frozenset(
 _lock = threading.Lock()
 _known: dict[str, str | None] = {}  # by address; a keyring may ask the person for a password, so it is asked once
 _given: set[str] = set()  # what was given out, so that no message repeats it
-_LEAST_SECRET: Final = 8  # characters; some servers want a key that is none, like "x", and words would lose their letters
+_LEAST_SECRET: Final = 8  # characters; some servers want a key that is none, like "x", and words would lose letters
 
 
 def find_key(url: str, variables: Sequence[str] = ()) -> str | None:
