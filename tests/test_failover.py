@@ -6,6 +6,7 @@ import random
 import time
 
 import pytest
+from backends.faults import FAULTS, POSITIONS, WIRES, pieces
 
 from docmind import breaker, chats, runs
 from docmind.answer import ask
@@ -76,6 +77,64 @@ def test_with_one_healthy_model_behind_it_nearly_every_question_is_answered(stoc
 def test_of_a_thousand_questions_nearly_all_are_answered(stocked, two):
     """At a fifth of random faults; the goal is 99.5 %."""
     assert run(stocked, two, 1000, seed=2) >= 995
+
+
+# The same with a real server's faults
+
+
+def test_a_server_that_fails_at_random_leaves_nearly_no_question_unanswered(stocked, two):
+    """A few questions to the stand-in for Ollama, on every run of the tests."""
+    assert ask_a_server(stocked, two, 25, seed=5) == 25
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_of_a_thousand_questions_to_a_server_nearly_all_are_answered(stocked, two):
+    """A fifth of them meets a fault of the wire; the goal is 99.5 %."""
+    assert ask_a_server(stocked, two, 1000, seed=6) >= 995
+
+
+def ask_a_server(library, two, questions, seed):
+    """Ask so many questions of a server of which a fifth fails in one of the ways of the fault matrix."""
+    dice = random.Random(seed)
+    two["other"] = lambda: signed("B")
+    wire, ending = WIRES["ollama"], [fault for fault in FAULTS if "ollama" in fault.wires and is_ending(fault)]
+    completed, by_second, failed = 0, 0, set()
+    with wire.serve() as server:
+        folder = library.config.model_folders[0]
+        (folder / "first.toml").write_text(
+            f'backend = "ollama"\nmodel = "{wire.model}"\nfallbacks = ["second"]\nfirst_token_seconds = 2.0\n'
+            f'idle_seconds = 2.0\ntotal_seconds = 30.0\n[options]\nurl = "{server.url}"\n',
+            encoding="utf-8",
+        )
+        for number in range(questions):
+            words = pieces(signed("A"), dice)
+            if dice.random() < SHARE:
+                fault = dice.choice(ending)
+                position = dice.choice([position for position in POSITIONS if position in fault.positions])
+                cut = {"before": 0, "middle": dice.randint(1, len(words) - 1), "end": len(words)}[position]
+                script = fault.script(wire, words[:cut], words[cut:], dice)
+                server.enqueue(wire.reply(script.entries, end=script.end, **script.more))
+                failed.add(fault.name)
+            else:
+                server.enqueue(wire.reply(words))
+            answer = list(ask(library, QUAY, profile="first", chat=f"s{number}"))[-1]
+            completed += answer.finished == "complete"
+            by_second += answer.model == "other"
+            writer = "B" if answer.model == "other" else "A"
+            assert answer.text == signed(writer), "two models in one text, or words lost or doubled"
+            assert chats.messages(library, f"s{number}")[-1].text == answer.text
+            server._replies.clear()  # of a server that rested
+            if dice.random() < 0.2:
+                breaker.forget()  # a while passes
+    assert 0 < by_second < questions
+    assert len(failed) > min(3, questions // 20)
+    return completed
+
+
+def is_ending(fault):
+    """Whether it ends an answer so that another model can help, while the server stays where it is."""
+    return not fault.expected("ollama") & {"complete", "cut_at_limit", "model_missing", "unreachable"}
 
 
 # Switching while answers are written

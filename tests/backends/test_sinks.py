@@ -129,7 +129,7 @@ def test_a_redirect_leads_nobody_to_another_host(sink, config, name, what, statu
                 server.instead[path] = (status, headers, b"") if name == "lm-studio" else (status, b"", headers)
 
         with pytest.raises(BackendError) as caught:
-            wire.ask(name, what, config, {"url": server.url + wire.suffix}, point_elsewhere)
+            wire.ask(name, what, config, {"url": server.url + wire.suffix, "first_token_seconds": 30.0}, point_elsewhere)
     assert caught.value.reason == "bad_response"
     assert caught.value.hint
     if key is not None and name != "lm-studio":  # which takes none
@@ -149,5 +149,5 @@ def test_a_proxy_in_the_environment_is_asked_nothing(sink, config, name, what, v
     wire = WIRES[name]
     with wire.serve() as server:
         keys.keep_key(server.url, KEY)
-        wire.ask(name, what, config, {"url": server.url + wire.suffix})
+        wire.ask(name, what, config, {"url": server.url + wire.suffix, "first_token_seconds": 30.0})
         assert server.requests
