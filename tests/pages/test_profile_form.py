@@ -6,7 +6,7 @@ import pytest
 from servers.ollama import Model, serve
 from waiting import PATIENCE_SECONDS
 
-from docmind import detection
+from docmind import detection, model_runs
 from docmind.backends import llama_cpp
 from docmind.profiles import AUTO, Profile, find_profile, load_profiles, save_profile
 from docmind.settings import read_settings
@@ -16,7 +16,7 @@ STARTER = llama_cpp.STARTER
 
 
 @pytest.fixture
-def page(app, library):
+def page(app, library, nothing_left):
     """The Models page of the whole app, with its sidebar."""
     app.switch_page("pages/models.py")
 
@@ -215,7 +215,7 @@ def test_a_profile_s_test_is_made_with_its_settings(page, mine):
     """With the figures, as they came."""
     app = page()
     press(app, "test profile mine")
-    _, run = app.session_state["trial"]
+    (run,) = model_runs.model_runs()
     assert run.wait(PATIENCE_SECONDS)
     app.run()
     assert not app.exception
