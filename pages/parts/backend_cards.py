@@ -52,8 +52,9 @@ def draw_backends(found: Sequence[Detection], profiles: Sequence[Profile]) -> No
 
 def _is_there(one: Detection) -> bool:
     """Whether it can be used, or a model for it can be fetched from here."""
-    can_fetch = one.backend == GGUF_BACKEND or hasattr(find_backend(one.backend), "pull")
-    return one.available or (one.reason == "no_model" and can_fetch)
+    if one.available or one.reason != "no_model":  # the module of one that is slow may still be on its way
+        return one.available
+    return one.backend == GGUF_BACKEND or hasattr(find_backend(one.backend), "pull")
 
 
 def _draw_absent(one: Detection) -> None:

@@ -129,7 +129,8 @@ def test_a_redirect_leads_nobody_to_another_host(sink, config, name, what, statu
                 server.instead[path] = (status, headers, b"") if name == "lm-studio" else (status, b"", headers)
 
         with pytest.raises(BackendError) as caught:
-            wire.ask(name, what, config, {"url": server.url + wire.suffix, "first_token_seconds": 30.0}, point_elsewhere)
+            options = {"url": server.url + wire.suffix, "first_token_seconds": 30.0}
+            wire.ask(name, what, config, options, point_elsewhere)
     assert caught.value.reason == "bad_response"
     assert caught.value.hint
     if key is not None and name != "lm-studio":  # which takes none
