@@ -128,8 +128,8 @@ def test_a_redirect_leads_nobody_to_another_host(sink, config, name, what, statu
                 headers = {"Location": where, "Refresh": f"0; url={where}"}
                 server.instead[path] = (status, headers, b"") if name == "lm-studio" else (status, b"", headers)
 
+        options = {"url": server.url + wire.suffix, "first_token_seconds": 30.0}
         with pytest.raises(BackendError) as caught:
-            options = {"url": server.url + wire.suffix, "first_token_seconds": 30.0}
             wire.ask(name, what, config, options, point_elsewhere)
     assert caught.value.reason == "bad_response"
     assert caught.value.hint

@@ -215,11 +215,7 @@ def test_a_profile_s_test_is_made_with_its_settings(page, mine):
     """With the figures, as they came."""
     app = page()
     press(app, "test profile mine")
-<<<<<<< HEAD
     (run,) = [run for run in model_runs.model_runs() if run.action == "test" and run.profile == "mine"]
-=======
-    (run,) = model_runs.model_runs()
->>>>>>> row-models
     assert run.wait(PATIENCE_SECONDS)
     app.run()
     assert not app.exception
