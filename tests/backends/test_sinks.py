@@ -73,6 +73,10 @@ class Wire:
     suffix: str
     paths: dict[str, tuple[str, ...]]
 
+    def options(self, server):
+        """What leads to a server; one that does not answer is not waited for long."""
+        return {"url": server.url + self.suffix, "first_token_seconds": 30.0}
+
     def ask(self, name, what, config, options, before=lambda: None):
         """Make a request; `before` is called when all that comes before it is done."""
         module = backend(name)
@@ -128,9 +132,8 @@ def test_a_redirect_leads_nobody_to_another_host(sink, config, name, what, statu
                 headers = {"Location": where, "Refresh": f"0; url={where}"}
                 server.instead[path] = (status, headers, b"") if name == "lm-studio" else (status, b"", headers)
 
-        options = {"url": server.url + wire.suffix, "first_token_seconds": 30.0}
         with pytest.raises(BackendError) as caught:
-            wire.ask(name, what, config, options, point_elsewhere)
+            wire.ask(name, what, config, wire.options(server), point_elsewhere)
     assert caught.value.reason == "bad_response"
     assert caught.value.hint
     if key is not None and name != "lm-studio":  # which takes none
@@ -150,5 +153,5 @@ def test_a_proxy_in_the_environment_is_asked_nothing(sink, config, name, what, v
     wire = WIRES[name]
     with wire.serve() as server:
         keys.keep_key(server.url, KEY)
-        wire.ask(name, what, config, {"url": server.url + wire.suffix, "first_token_seconds": 30.0})
+        wire.ask(name, what, config, wire.options(server))
         assert server.requests
