@@ -49,7 +49,7 @@ def test_the_backend_in_the_recipe_passes_the_conformance_suite(tmp_path):
     plugin = PLUGIN.format(folder=str(tmp_path), entry=str(tmp_path / "entry.py"))
     (tmp_path / "parrot_plugin.py").write_text(plugin, encoding="utf-8")
     path = [tmp_path, REPOSITORY, REPOSITORY / "tests", REPOSITORY / "tests" / "backends"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "parrot_plugin", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "parrot_plugin", "-p", "no:cacheprovider"]
     run = subprocess.run(
         [*command, "tests/backends/test_conformance.py", "-k", "not importing"],
         cwd=REPOSITORY,
