@@ -18,9 +18,11 @@ import re
 import shutil
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny_model
 from faults import (
@@ -37,6 +39,7 @@ from faults import (
     pieces,
 )
 from llama_index.core.llms import ChatMessage
+from test_llama_cpp import with_template
 
 from docmind import breaker, chats
 from docmind.answer import Answer, ask
@@ -45,7 +48,7 @@ from docmind.backends import child as child_module
 from docmind.backends.llama_cpp import STARTER
 from docmind.config import Config
 from docmind.errors import DocMindError
-from docmind.events import ModelWaiting, StepFinished, TextDelta
+from docmind.events import ModelWaiting, StepFinished, StepStarted, TextDelta
 from docmind.library import Library
 from docmind.profiles import Profile, save_profile
 
@@ -322,3 +325,89 @@ def test_a_fault_of_a_models_process_has_its_reason_and_the_next_question_works(
     assert outcome.finished != "complete" or outcome.text == text
     again = asked(library, profile.name, f"{cell}, again")
     assert (again.text, again.reason) == (text, None if cell.backend == "llama.cpp" else "cut_at_limit")
+
+
+# Model files, memory, and several who ask at once ---------------------------------------------------------------------
+
+ENDLESS = b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def limited_memory(patch):
+    """The processes that are started from now on have less memory than a model takes."""
+    spawn = child_module._spawn
+
+    def spawn_limited(*arguments):
+        popen = spawn(*arguments)
+        psutil.Process(popen.pid).rlimit(psutil.RLIMIT_AS, (490_000_000, 490_000_000))
+        return popen
+
+    patch.setattr(child_module, "_spawn", spawn_limited)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="removes a file that is in use")
+@pytest.mark.parametrize(
+    ("fault", "reasons"),
+    [("removed before", {"model_missing"}), ("removed while it loads", {"model_damaged"}),
+     ("cut short", {"model_damaged"}), ("something else", {"model_damaged"}),
+     ("endless template", {"template_failed"}), ("broken template", {"template_failed"}),
+     pytest.param("too little memory", {"out_of_memory"},
+                  marks=pytest.mark.skipif(sys.platform != "linux", reason="limits it with prlimit"))],
+)  # fmt: skip
+def test_a_fault_of_a_model_file_has_its_reason_and_the_next_question_works(
+    library, starter_path, fault, reasons, monkeypatch
+):
+    """Nothing hangs over it and nothing is written; with the file in order again it answers."""
+    path = library.config.home / "models" / "x.gguf"
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(starter_path, path)
+    profile = save_own(library, "llama.cpp", "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(child_module, "_TEMPLATE_SECONDS", 4.0)
+        match fault:
+            case "cut short":
+                path.write_bytes(starter_path.read_bytes()[:-100])
+            case "something else":
+                path.write_bytes(b"GGUF" + random.Random(1).randbytes(100_000))
+            case "endless template":
+                with_template(starter_path, path, ENDLESS)
+            case "broken template":
+                with_template(starter_path, path, b"{{ raise_exception('no') }}")
+            case "too little memory":
+                limited_memory(patch)
+            case "removed before":
+                path.unlink()
+
+        def on_event(event):
+            """The file goes when its process has just been started, and has not opened it yet."""
+            if fault == "removed while it loads" and isinstance(event, StepStarted):
+                path.unlink(missing_ok=True)
+
+        outcome = asked(library, profile.name, fault, on_event)
+    was_faster = fault == "removed while it loads" and (outcome.finished, outcome.text) == ("complete", WORDS)
+    assert was_faster or (outcome.finished, outcome.text) == ("failed", "")
+    assert was_faster or outcome.reason in reasons
+    path.unlink(missing_ok=True)
+    shutil.copy(starter_path, path)
+    again = asked(library, profile.name, f"{fault}, again")
+    path.unlink()
+    assert (again.finished, again.text) == ("complete", WORDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama.cpp", *WIRES])
+def test_three_who_ask_at_once_get_their_answer_or_are_told_to_wait(library, name):
+    """Nobody gets another's words or half an answer; a server takes them all, a process one and one more."""
+    with contextlib.ExitStack() as running:
+        if name == "llama.cpp":
+            save_own(library, name, STARTER)
+        else:
+            server = running.enter_context(WIRES[name].serve())
+            server.enqueue(*(WIRES[name].reply(pieces(WORDS, random.Random(seed))) for seed in range(3)))
+            save(library, name, WIRES[name].model, server.url, **PATIENT)
+        with ThreadPoolExecutor(3) as threads:
+            outcomes = list(threads.map(lambda one: asked(library, "cell", f"{name} {one}"), range(3)))
+    whole = [outcome for outcome in outcomes if (outcome.finished, outcome.text) == ("complete", WORDS)]
+    told = [outcome for outcome in outcomes if (outcome.finished, outcome.reason) == ("failed", "busy")]
+    assert len(whole) + len(told) == 3
+    assert len(whole) >= (1 if name == "llama.cpp" else 3)
