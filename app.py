@@ -45,16 +45,18 @@ def draw() -> None:
         st.Page(PAGES / "performance.py", title="Performance", icon=":material/speed:"),
     ]
     from pages.parts import frame
-    from pages.parts.sidebar import draw_sidebar
+    from pages.parts.sidebar import draw_sidebar, watch_backends
 
     page = st.navigation(pages)
     try:
         with st.sidebar:
-            draw_sidebar()
+            found = draw_sidebar()
     except DocMindError as error:  # the library cannot be opened, say: no page could do without it
         frame.show_error(error)
         return
     page.run()
+    with st.sidebar:
+        watch_backends(found)
     frame.preload()
 
 

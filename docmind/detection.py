@@ -2,7 +2,7 @@
 whether their models fit this machine, which is found out when somebody wants to know.
 
 One that does not answer in time does not hold the others up: it is listed as such, and what it says later counts from
-then on. Knows the registry, no backend's inside.
+then on. One that is asked anew is listed as it was, until it has answered. Knows the registry, no backend's inside.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from docmind.backends import REGISTRY, Detection, backend
 from docmind.errors import DocMindError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from docmind.backends.fits import Fit
     from docmind.config import Config
@@ -30,18 +30,23 @@ PATIENT_SECONDS: Final = 10.0  # how long a command waits, or an answer that has
 
 
 @dataclass(slots=True)
-class _Look:
-    """One round of asking."""
+class _Asked:
+    """A backend as it was asked last, at its own address or at one that a profile names."""
 
+    before: Detection | None  # what it said the time before, if it was asked then
+    fits: dict[str, Fit]  # by model
     started_at: float = field(default_factory=time.monotonic)
-    found: dict[str, Detection] = field(default_factory=dict)
-    threads: dict[str, threading.Thread] = field(default_factory=dict)
-    fits: dict[str, dict[str, Fit]] = field(default_factory=dict)  # by backend and model
-    judges: dict[str, threading.Thread] = field(default_factory=dict)
+    found: Detection | None = None
+    thread: threading.Thread | None = None
+    judge: threading.Thread | None = None
+
+    @property
+    def is_asked_still(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
 
 
 _lock = threading.Lock()
-_looks: dict[tuple[object, ...], _Look] = {}  # by data folder and registry
+_asked: dict[tuple[str, ...], _Asked] = {}  # by data folder, backend, its module and its options
 
 
 def detect_all(
@@ -50,39 +55,43 @@ def detect_all(
     """What every backend says of itself, in the registry's order. Never raises for an absence.
 
     Args:
-        max_age_seconds: All are asked anew when the last round is older.
-        wait_seconds: For all of them together; None: `DEADLINE_SECONDS`.
+        max_age_seconds: What was said longer ago than this is asked anew.
+        wait_seconds: For all of them together; None: `DEADLINE_SECONDS`, and only for those never asked before.
     """
-    look = _look(config, max_age_seconds)
-    end = look.started_at + (DEADLINE_SECONDS if wait_seconds is None else wait_seconds)
-    for thread in look.threads.values():
-        thread.join(max(0.0, end - time.monotonic()))
-    return [look.found.get(name) or _missing(name, thread.is_alive()) for name, thread in look.threads.items()]
+    asked = [_ask(config, name, {}, max_age_seconds) for name in REGISTRY]
+    return [_said(name, one, wait_seconds) for name, one in zip(REGISTRY, asked, strict=True)]
+
+
+def detect_one(
+    config: Config, name: str, options: Mapping[str, Any], *, wait_seconds: float | None = None
+) -> Detection:
+    """What a backend says of itself when it is asked with a profile's options; kept and waited for in the same way."""
+    return _said(name, _ask(config, name, options, KEPT_SECONDS), wait_seconds)
 
 
 def is_complete(config: Config) -> bool:
     """Whether every backend has answered, or failed, since it was last asked."""
-    return not any(thread.is_alive() for thread in _look(config).threads.values())
+    with _lock:
+        return not any(one.is_asked_still for key, one in _asked.items() if key[0] == str(config.home))
 
 
 def fits_of(config: Config, name: str) -> tuple[dict[str, Fit], bool]:
     """Whether the models that a backend was found with fit this machine, as far as is known by now, and whether that
     is all: headers are read in a thread, dozens of them take their time."""
-    look = _look(config)
-    function, found = getattr(backend(name), "fit", None), look.found.get(name)
+    asked = _ask(config, name, {}, KEPT_SECONDS)
+    function, found = getattr(backend(name), "fit", None), asked.found
     if function is None or found is None:
-        return {}, True
+        return dict(asked.fits), True
     with _lock:
-        judge = look.judges.get(name)
+        judge = asked.judge
         if judge is None:
-            known = look.fits[name] = {}
             models = [model.name for model in found.models if model.reason is None]
-            judge = look.judges[name] = threading.Thread(
-                target=_judge, args=(config, function, models, known), name=f"docmind-fits-{name}", daemon=True
+            judge = asked.judge = threading.Thread(
+                target=_judge, args=(config, function, models, asked.fits), name=f"docmind-fits-{name}", daemon=True
             )
             judge.start()
     judge.join(FITS_SECONDS)
-    return dict(look.fits[name]), not judge.is_alive()
+    return dict(asked.fits), not judge.is_alive()
 
 
 def _judge(config: Config, function: Callable[[Config, str], Fit], models: list[str], known: dict[str, Fit]) -> None:
@@ -92,38 +101,46 @@ def _judge(config: Config, function: Callable[[Config, str], Fit], models: list[
 
 
 def forget() -> None:
-    """Ask anew the next time."""
+    """Ask anew the next time, as if for the first time."""
     with _lock:
-        _looks.clear()
+        _asked.clear()
 
 
-def _look(config: Config, max_age_seconds: float = KEPT_SECONDS) -> _Look:
-    """The round that counts; a new one is begun where the last is too old."""
-    key = (config.home, *REGISTRY.items())
+def _ask(config: Config, name: str, options: Mapping[str, Any], max_age_seconds: float) -> _Asked:
+    """What was asked of a backend last, or now where that is too old."""
+    key = (str(config.home), name, REGISTRY[name], repr(sorted(options.items())))
     with _lock:
-        look = _looks.get(key)
-        if look is None or time.monotonic() - look.started_at > max_age_seconds:
-            look = _looks[key] = _Look()
-            for name in REGISTRY:
-                thread = threading.Thread(
-                    target=_ask, args=(config, name, look.found), name=f"docmind-detect-{name}", daemon=True
-                )
-                look.threads[name] = thread
-                thread.start()
-        return look
+        last = _asked.get(key)
+        if last is not None and time.monotonic() - last.started_at <= max_age_seconds:
+            return last
+        now = _asked[key] = _Asked(None, {}) if last is None else _Asked(last.found or last.before, dict(last.fits))
+        now.thread = threading.Thread(
+            target=_listen, args=(config, name, options, now), name=f"docmind-detect-{name}", daemon=True
+        )
+        now.thread.start()
+        return now
 
 
-def _ask(config: Config, name: str, found: dict[str, Detection]) -> None:
+def _listen(config: Config, name: str, options: Mapping[str, Any], asked: _Asked) -> None:
     try:
-        found[name] = backend(name).detect(config)
+        module = backend(name)
+        asked.found = module.detect(config, options) if options else module.detect(config)
     except DocMindError as error:
-        found[name] = Detection(name, _label(name), False, error.reason, error.hint, None, None, ())
+        asked.found = Detection(name, _label(name), False, error.reason, error.hint, None, None, ())
 
 
-def _missing(name: str, is_asked_still: bool) -> Detection:
+def _said(name: str, asked: _Asked, wait_seconds: float | None) -> Detection:
+    """What a backend has said, waited for if need be."""
+    if asked.thread is not None and (asked.before is None or wait_seconds is not None):
+        end = asked.started_at + (DEADLINE_SECONDS if wait_seconds is None else wait_seconds)
+        asked.thread.join(max(0.0, end - time.monotonic()))
+    if asked.found is None and asked.is_asked_still:
+        return asked.before or _missing(name, "stalled", "It has not answered yet.")
+    return asked.found or _missing(name, "backend_failed", "The log has the details; `docmind doctor` names it.")
+
+
+def _missing(name: str, reason: str, hint: str) -> Detection:
     """What is said of a backend that has said nothing."""
-    reason = "stalled" if is_asked_still else "backend_failed"
-    hint = "It has not answered yet." if is_asked_still else "The log has the details; `docmind doctor` names it."
     return Detection(name, _label(name), False, reason, hint, None, None, ())
 
 

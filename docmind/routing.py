@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from docmind.backends import REGISTRY, checked_options
 from docmind.backends import backend as find_backend
 from docmind.backends.places import is_allowed, where_text_goes
-from docmind.detection import PATIENT_SECONDS, detect_all
+from docmind.detection import PATIENT_SECONDS, detect_all, detect_one
 from docmind.errors import BackendError, BackendUnavailable, ModelNotFound, ProfileError
 from docmind.profiles import AUTO, Profile, find_profile
 from docmind.settings import read_settings
@@ -139,10 +139,10 @@ def resolve(config: Config, profile: Profile, *, is_patient: bool = True) -> Res
         is_patient: Whether slow backends are waited for, and all are asked anew before there is said to be nothing.
     """
     wait_seconds = PATIENT_SECONDS if is_patient else None
-    resolved = _resolve(config, profile, detect_all(config, wait_seconds=wait_seconds))
+    resolved = _resolve(config, profile, detect_all(config, wait_seconds=wait_seconds), wait_seconds)
     if is_patient and not resolved.profiles:
         found = detect_all(config, max_age_seconds=RECENT_SECONDS, wait_seconds=wait_seconds)
-        resolved = _resolve(config, profile, found)
+        resolved = _resolve(config, profile, found, wait_seconds)
     return resolved
 
 
@@ -197,7 +197,9 @@ def _resolved(config: Config, profile: Profile) -> list[Profile]:
     return list(resolve(config, profile).profiles) or [profile] if profile.backend == AUTO else [profile]
 
 
-def _resolve(config: Config, profile: Profile, found: Sequence[Detection]) -> Resolved:
+def _resolve(
+    config: Config, profile: Profile, found: Sequence[Detection], wait_seconds: float | None = None
+) -> Resolved:
     by_name = {detection.backend: detection for detection in found}
     profiles: list[Profile] = []
     chosen = ""
@@ -207,7 +209,7 @@ def _resolve(config: Config, profile: Profile, found: Sequence[Detection]) -> Re
         if not patterns:
             continue
         own = profile.options.get(name, {})
-        detection = find_backend(name).detect(config, own) if "url" in own else by_name[name]
+        detection = detect_one(config, name, own, wait_seconds=wait_seconds) if "url" in own else by_name[name]
         model = _first(patterns, detection)
         reason = _absence(config, detection) or ("" if model else "none of the models")
         if model is None or reason:

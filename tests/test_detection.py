@@ -68,11 +68,37 @@ def test_a_slow_backend_holds_nobody_up_and_counts_when_it_answers(config, parro
 
 def test_what_was_said_is_kept_until_it_is_asked_anew(config, parrot):
     """By age, or when it is to be forgotten."""
-    versions = [detection.detect_all(config)[1].version for _ in range(3)]
-    versions.append(detection.detect_all(config, max_age_seconds=0)[1].version)
+    patiently = {"wait_seconds": PATIENCE_SECONDS}
+    versions = [detection.detect_all(config, **patiently)[1].version for _ in range(3)]
+    versions.append(detection.detect_all(config, max_age_seconds=0, **patiently)[1].version)
     detection.forget()
-    versions.append(detection.detect_all(config)[1].version)
+    versions.append(detection.detect_all(config, **patiently)[1].version)
     assert versions == ["1", "1", "1", "2", "3"]
+
+
+def test_one_that_is_asked_anew_is_listed_as_it_was_until_it_answers(config, parrot):
+    """A page drawn meanwhile neither waits nor takes it for absent."""
+    before = detection.detect_all(config, wait_seconds=PATIENCE_SECONDS)
+    parrot.may_answer = threading.Event()
+    try:
+        assert detection.detect_all(config, max_age_seconds=0) == before
+        wait_until(lambda: len(parrot.asked) == 2)
+        assert not detection.is_complete(config)
+        assert detection.detect_all(config) == before
+    finally:
+        parrot.may_answer.set()
+    wait_until(lambda: detection.is_complete(config))
+    assert detection.detect_all(config)[1].version == "2"
+
+
+def test_a_backend_at_a_place_of_its_own_is_asked_once_too(config, parrot):
+    """With the profile's options, beside what it says without them."""
+    options = {"url": "http://127.0.0.1:9"}
+    said = [detection.detect_one(config, "parrot", options, wait_seconds=PATIENCE_SECONDS) for _ in range(2)]
+    assert said[0] == said[1]
+    assert parrot.asked == [options]
+    detection.detect_all(config, wait_seconds=PATIENCE_SECONDS)
+    assert parrot.asked == [options, None]
 
 
 def test_a_backend_that_fails_is_listed_with_its_reason(config, parrot):

@@ -50,19 +50,10 @@ def library() -> Library:
 
 
 def found_backends() -> list[Detection]:
-    """What every backend says of itself, in the registry's order; kept for a minute, and never waited for long."""
+    """What every backend says of itself, in the registry's order; asked anew each minute, and not waited for then."""
     from docmind.detection import detect_all
 
     return detect_all(config())
-
-
-@st.fragment(run_every=1.0)
-def watch_backends() -> None:
-    """Draws the page anew when a backend that was slow has answered."""
-    from docmind.detection import is_complete
-
-    if is_complete(config()):
-        st.rerun()
 
 
 def show_error(error: DocMindError) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CHAT_PAGE = "pages/chat.py"
 SHOWN_CHATS = 40
 CHATS_HEIGHT_PIXELS = 190  # the model below stays in sight on a laptop
+WATCH_SECONDS = 1.0  # how soon a slow backend is noticed to have answered
 TITLE_CHARACTERS = 34  # what fits one line of the sidebar
 
 
@@ -36,14 +37,16 @@ STYLE = """<style>
 </style>"""
 
 
-def draw_sidebar() -> None:
-    """All of it, from top to bottom."""
+def draw_sidebar() -> list[Detection]:
+    """All of it, from top to bottom; gives what it shows of the backends, for `watch_backends`."""
     st.html(STYLE)
     if st.button("New chat", icon=":material/add:", width="stretch", help="Start with an empty page"):
         open_chat(None)
     _draw_chats()
-    _draw_model()
+    found = frame.found_backends()
+    _draw_model({one.backend: one for one in found})
     draw_strip()
+    return found
 
 
 def open_chat(chat_id: str | None) -> None:
@@ -149,12 +152,9 @@ def _place_of(profile: Profile) -> tuple[str, str]:
     return profile.backend, profile.name if profile.backend == AUTO else profile.model
 
 
-def _draw_model() -> None:
+def _draw_model(found: dict[str, Detection]) -> None:
     """Backend and model, switched on the fly: the next question goes to what is chosen here."""
     state = st.session_state
-    found = {one.backend: one for one in frame.found_backends()}
-    if not detection.is_complete(frame.config()):
-        frame.watch_backends()
     profiles = frame.profiles()
     wanted = state.pop("pending_profile", None)
     if wanted or not state.get("backend"):
@@ -199,3 +199,20 @@ def _draw_model() -> None:
         profile, others = (others[0], others[1:]) if others else (profile, [])
     url, is_known = routing.where(frame.config(), profile, found)
     draw_place(url, is_known=is_known, fallbacks=[routing.where(frame.config(), other, found)[0] for other in others])
+
+
+def watch_backends(drawn: list[Detection]) -> None:
+    """Draws the page anew when backends that were slow have answered otherwise than it shows.
+
+    To be called when the page is drawn: what was clicked on it would be lost otherwise.
+    """
+    if not detection.is_complete(frame.config()) or frame.found_backends() != drawn:
+        _watch_backends(drawn)
+
+
+@st.fragment(run_every=WATCH_SECONDS)
+def _watch_backends(drawn: list[Detection]) -> None:
+    if runs.answering(st.session_state.get("chat", "")):  # it is not interrupted, and its end draws the page
+        return
+    if detection.is_complete(frame.config()) and frame.found_backends() != drawn:
+        st.rerun()

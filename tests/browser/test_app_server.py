@@ -351,7 +351,7 @@ def work():
 
 if not runs.live():
     run = runs.Run("ingestion")
-    runs._started(run, work)
+    runs.started(run, work)
 st.write("a run goes on")
 """
     kept = tmp_path / "kept"

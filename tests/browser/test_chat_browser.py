@@ -84,7 +84,7 @@ def _receipts(page):
 
 def _wait_for_answers(page, count=1):
     """So many answers have ended on the screen."""
-    wait_until(lambda: _receipts(page).count() == count)
+    wait_until(lambda: _receipts(page).count() == count, lambda: (page.url, _receipts(page).count()))
 
 
 def _wait_for_words(page):
@@ -236,9 +236,11 @@ def test_thirty_random_refreshes_switches_and_tabs_change_no_letter(app_server, 
             tab = chance.choice(tabs)
             match chance.choice(["refresh", "switch", "tab"]):
                 case "switch":
-                    tab.get_by_role("link", name=chance.choice(["Documents", "Models", "Performance"])).click()
+                    other = chance.choice(["Documents", "Models", "Performance"])
+                    tab.get_by_role("link", name=other).click()
+                    # A reload before the page has drawn once is a visit to another page, or to no chat in particular.
+                    wait_until(lambda tab=tab, other=other: other.lower() in tab.evaluate("location.pathname"))
                     tab.get_by_role("link", name="Ask").click()
-                    # A reload before the page has drawn once is a visit to no chat in particular.
                     wait_until(lambda tab=tab: "c=" in tab.evaluate("location.search"))
                 case "tab" if len(tabs) < 3:
                     tabs.append(page.context.new_page())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import pytest
 from servers.ollama import Model, serve
 from waiting import PATIENCE_SECONDS
@@ -10,6 +13,7 @@ from docmind import detection, model_runs
 from docmind.backends import llama_cpp
 from docmind.profiles import AUTO, Profile, find_profile, load_profiles, save_profile
 from docmind.settings import read_settings
+from pages.parts import frame
 from pages.parts.safe import plain, plain_with_code
 
 STARTER = llama_cpp.STARTER
@@ -189,6 +193,18 @@ def test_the_order_of_backends_is_changed_by_one_step(page, config):
     assert app.button(key="up ollama").disabled
     press(app, "down ollama")
     assert read_settings(config).backend_order[:2] == ("llama.cpp", "ollama")
+
+
+def test_a_click_counts_also_when_a_backend_answers_while_the_page_is_drawn(page, config, monkeypatch):
+    """The page is drawn anew for it, after the click was taken."""
+    app = page()
+    found = detection.detect_all(config, wait_seconds=PATIENCE_SECONDS)
+    later = [replace(found[0], version="another"), *found[1:]]
+    asked = itertools.count()
+    monkeypatch.setattr(frame, "found_backends", lambda: found if next(asked) == 0 else later)
+    press(app, "up ollama")
+    assert read_settings(config).backend_order[:2] == ("ollama", "llama.cpp")
+    assert next(asked) > 3, "it was drawn once only"
 
 
 def test_auto_is_an_entry_of_the_sidebar_with_its_roles(page, monkeypatch):
