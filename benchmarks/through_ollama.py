@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import time
 from pathlib import Path
 
 import httpx
+import in_turns
 import machine
 import psutil
 from llama_index.core.llms import ChatMessage
@@ -49,13 +49,8 @@ def stand_in(pace=None):
         process.stdout.close()
 
 
-def speed(times):
-    """Words per second between the first and the last."""
-    return (len(times) - 1) / (times[-1] - times[0])
-
-
 def bare(url, tokens):
-    """Words per second and seconds to the first of them, read with httpx alone."""
+    """What `in_turns.measure` wants, read with httpx alone."""
     body = {
         "model": MODEL,
         "messages": [{"role": "user", "content": QUESTION}],
@@ -74,7 +69,7 @@ def bare(url, tokens):
                 times.append(time.perf_counter())
     assert event["done"]
     assert len(times) == tokens
-    return speed(times), times[0] - started
+    return started, times[0], times[-1], len(times)
 
 
 def through_adapter(llm, tokens):
@@ -83,28 +78,14 @@ def through_adapter(llm, tokens):
     messages = [ChatMessage(role="user", content=QUESTION)]
     times = [time.perf_counter() for r in llm.stream_chat(messages, max_tokens=tokens) if r.delta]
     assert len(times) == tokens
-    return speed(times), times[0] - started
+    return started, times[0], times[-1], len(times)
 
 
 def measure(rounds, tokens, pace=None):
     """Both, taking turns."""
     with stand_in(pace) as url, tempfile.TemporaryDirectory() as home:
         llm = ollama.build(Config(home=Path(home)), MODEL, {"url": url})
-        rows = []
-        for turn in range(rounds + 1):
-            pair = (lambda: bare(url, tokens), lambda: through_adapter(llm, tokens))
-            results = {which: pair[which]() for which in ((0, 1) if turn % 2 else (1, 0))}
-            if turn:  # the first turn warms up
-                rows.append((*results[0], *results[1]))
-    columns = [statistics.median(column) for column in zip(*rows, strict=True)]
-    return {
-        "ratio": round(statistics.median(row[2] / row[0] for row in rows), 3),
-        "bare_tokens_per_second": round(columns[0], 1),
-        "adapter_tokens_per_second": round(columns[2], 1),
-        "bare_first_token_seconds": round(columns[1], 4),
-        "adapter_first_token_seconds": round(columns[3], 4),
-        "rounds": [[round(value, 4) for value in row] for row in rows],
-    }
+        return in_turns.measure(lambda: bare(url, tokens), lambda: through_adapter(llm, tokens), rounds)
 
 
 def main():

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import httpx
+import in_turns
 import machine
 import psutil
 from llama_index.core.llms import ChatMessage
@@ -34,13 +34,8 @@ QUESTION = "Tell a very long story about a sailor who never comes home."
 GRAMMAR = 'root ::= sentence+\nsentence ::= [A-Z] [a-z, ]{40,90} ". "'
 
 
-def speed(times):
-    """Words per second between the first and the last."""
-    return (len(times) - 1) / (times[-1] - times[0])
-
-
 def bare(url, tokens):
-    """Words per second and seconds to the first of them, read with httpx alone."""
+    """What `in_turns.measure` wants, read with httpx alone."""
     body = {"model": "starter", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": tokens,
             "temperature": 0.1, "grammar": GRAMMAR, "stream": True}  # fmt: skip
     started = time.perf_counter()
@@ -54,7 +49,7 @@ def bare(url, tokens):
             for line in answer.iter_lines()
             if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content")
         )
-    return speed(times), times[0] - started
+    return started, times[0], times[-1], len(times)
 
 
 def through_adapter(llm, tokens):
@@ -62,28 +57,14 @@ def through_adapter(llm, tokens):
     started = time.perf_counter()
     stream = llm.stream_chat([ChatMessage(role="user", content=QUESTION)], max_tokens=tokens, grammar=GRAMMAR)
     times = [time.perf_counter() for response in stream if response.delta]
-    return speed(times), times[0] - started
+    return started, times[0], times[-1], len(times)
 
 
 def measure(rounds, tokens):
     """Both, taking turns."""
     with llama_server.serve() as url, tempfile.TemporaryDirectory() as home:
         llm = openai_compatible.build(Config(home=Path(home)), "starter", {"url": url})
-        rows = []
-        for turn in range(rounds + 1):
-            pair = (lambda: bare(url, tokens), lambda: through_adapter(llm, tokens))
-            results = {which: pair[which]() for which in ((0, 1) if turn % 2 else (1, 0))}
-            if turn:  # the first turn warms up
-                rows.append((*results[0], *results[1]))
-    columns = [statistics.median(column) for column in zip(*rows, strict=True)]
-    return {
-        "ratio": round(statistics.median(row[2] / row[0] for row in rows), 3),
-        "bare_tokens_per_second": round(columns[0], 1),
-        "adapter_tokens_per_second": round(columns[2], 1),
-        "bare_first_token_seconds": round(columns[1], 4),
-        "adapter_first_token_seconds": round(columns[3], 4),
-        "rounds": [[round(value, 4) for value in row] for row in rows],
-    }
+        return in_turns.measure(lambda: bare(url, tokens), lambda: through_adapter(llm, tokens), rounds)
 
 
 def main():

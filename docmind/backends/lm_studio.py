@@ -7,8 +7,6 @@ the model itself.
 *Limitations*
 
 - Text in, text out: no images, no function calling; messages of a tool are given to the model as the person's.
-- No API token: the package (1.5.0) has no field for one. A server that demands one is told from a dead one, and can be
-  used through its OpenAI-compatible address.
 - A server on another machine gets the questions and the passages in plain text unless the address begins with https.
 - A model that is loaded already is used as it is, with the window it was loaded with.
 - Models are downloaded with LM Studio itself (`lms get`); the package can only search for them by name.
@@ -28,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from docmind.backends import DEADLINES, Detection, ModelInfo, Option, Progress, checked_options
 from docmind.backends.places import checked_place, server_address
 from docmind.errors import BackendError, BackendUnavailable, ModelNotFound
+from docmind.keys import find_key
 
 if TYPE_CHECKING:
     import threading
@@ -76,6 +75,7 @@ UNKNOWN_WINDOW = 4096  # tokens, for a model that does not say
 CONNECT_SECONDS = 0.8  # a server that is there accepts in milliseconds, also across a house
 LISTING_SECONDS = 5.0  # for everything that is asked before a first call
 UNLOAD_SECONDS = 30.0
+TOKEN_VARIABLES = ("LM_API_TOKEN", "LMSTUDIO_API_TOKEN")  # what its clients for JavaScript and for Python read
 USUAL_PORT = 1234  # of the server that people switch on
 # Where the app listens on this machine also while that server is off, the first of these that was free.
 # Source: packages/lms-common/src/apiServerPorts.ts in https://github.com/lmstudio-ai/lmstudio-js
@@ -205,6 +205,8 @@ def _listing(config: Config, url: str) -> Listing:
         raise BackendUnavailable("LM Studio's Python package is missing.", f"Run: {INSTALL}", reason="not_installed")
     # Imported here and not on the event loop, which would stand still meanwhile.
     from docmind.backends.lm_studio_socket import connected
+
+    find_key(url)  # here and not on the loop: a keyring may wait for the person, and is asked once
 
     async def ask(namespace: str, *endpoints: str) -> list[Any]:
         async with connected(config, url, namespace, carries_text=False) as connection:

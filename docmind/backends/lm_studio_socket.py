@@ -44,8 +44,9 @@ from docmind.backends.careful_http import (
     refuse_redirect,
     unreachable,
 )
-from docmind.backends.lm_studio import CONNECT_SECONDS, LISTING_SECONDS, START
+from docmind.backends.lm_studio import CONNECT_SECONDS, LISTING_SECONDS, START, TOKEN_VARIABLES
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelCrashed, ModelNotFound
+from docmind.keys import find_key, given_out
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -114,7 +115,8 @@ class Connection:
     # Opening and closing
 
     async def open(self, namespace: str) -> None:
-        """Shake hands (RFC 6455, section 4) and introduce ourselves; no key, the package knows none."""
+        """Shake hands (RFC 6455, section 4) and introduce ourselves, by the person's API token if there is one."""
+        identity = _identity(self.url)
         nonce = generate_nonce()
         headers = {
             "Connection": "Upgrade",
@@ -132,7 +134,6 @@ class Connection:
         if answer.status_code != 101 or accepted != generate_accept_token(nonce):
             raise bad_response(f"No websocket is at {self.url}/{namespace} (HTTP {answer.status_code}).")
         self._stream = answer.extensions["network_stream"]
-        identity = {"clientIdentifier": str(uuid.uuid4()), "clientPasskey": str(uuid.uuid4())}
         await self._send({"authVersion": 1, **identity})
         told = await self._receive()
         if told.get("success") is not True:
@@ -294,6 +295,7 @@ _MEMORY = re.compile(
 # "Trying to keep the first 9000 tokens when context the overflows. However, the model is loaded with context length of
 # only 4096 tokens", "Context size has been exceeded": lmstudio-bug-tracker #237, #2339.
 _CONTEXT = re.compile(r"context (length|size|window|the overflows|overflow)")
+_TOKEN = re.compile(r"sk-lm-([A-Za-z0-9]{8}):([A-Za-z0-9]{20})")
 _KEY = re.compile(r"api token|api key|unauthori[sz]ed|authenticat|permission")
 
 
@@ -334,8 +336,29 @@ def refusal(error: object, url: str) -> BackendError:
 
 def _key_rejected(url: str, said: str) -> BackendError:
     return BackendError(
-        f"{url} demands an API token ({said}).",
-        "LM Studio's Python package cannot give one: switch off authentication in LM Studio's server settings, or use "
-        f"the OpenAI-compatible backend with the address {url}/v1 and the token as its key.",
+        f"{url} does not accept us ({said}).",
+        "Make an API token in LM Studio's server settings, then keep it on the Models page, or set LM_API_TOKEN.",
         reason="key_rejected",
     )
+
+
+def _identity(url: str) -> dict[str, str]:
+    """Who asks: the two halves of the API token for this address, else names made up for this connection.
+
+    Raises:
+        BackendError: What is kept as the token is none (`key_rejected`).
+
+    Source: `_create_auth_from_token` in src/lmstudio/json_api.py of https://github.com/lmstudio-ai/lmstudio-python,
+    and packages/lms-shared-types/src/lmstudioAPIToken.ts of https://github.com/lmstudio-ai/lmstudio-js
+    """
+    token = find_key(url, TOKEN_VARIABLES)
+    if token is None:
+        return {"clientIdentifier": str(uuid.uuid4()), "clientPasskey": str(uuid.uuid4())}
+    halves = _TOKEN.fullmatch(token)
+    if halves is None:
+        raise BackendError(
+            "What is kept as LM Studio's API token is none: it looks like sk-lm-, 8 letters, a colon and 20 letters.",
+            "Copy it once more from LM Studio's server settings, to the Models page or LM_API_TOKEN.",
+            reason="key_rejected",
+        )
+    return {"clientIdentifier": halves[1], "clientPasskey": given_out(halves[2])}

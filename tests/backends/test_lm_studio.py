@@ -16,6 +16,7 @@ from servers.ollama import starter_writer
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from docmind import keys
 from docmind.backends import lm_studio
 from docmind.backends.places import allow
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelCrashed, ModelNotFound
@@ -212,12 +213,41 @@ def test_a_server_that_accepts_and_says_nothing_is_an_absence(config, monkeypatc
     assert (found.available, found.reason) == (False, "unreachable")
 
 
+TOKEN = "sk-lm-LOkaylwu:1PMZR74wuxj7OpeyISV7"
+
+
 def test_a_server_that_demands_a_token_says_what_to_do(server, config):
-    """The package has no field for one."""
-    server.key = "sk-lm-x"
+    """And that one is wanted is told from one that is not taken."""
+    server.key = TOKEN
     found = lm_studio.detect(config, {"url": server.url})
     assert (found.available, found.reason) == (False, "key_rejected")
-    assert f"{server.url}/v1" in found.hint
+    assert "LM_API_TOKEN" in found.hint
+
+
+@pytest.mark.parametrize("kept", ["given for the address", *lm_studio.TOKEN_VARIABLES])
+def test_a_server_that_demands_a_token_is_given_it(server, build, config, monkeypatch, kept):
+    """As its own clients give it; messages of a server that repeats a half of it do not hold it."""
+    server.key = TOKEN
+    if kept in lm_studio.TOKEN_VARIABLES:
+        monkeypatch.setenv(kept, TOKEN)
+    else:
+        monkeypatch.setattr(keys, "_known", {server.url: TOKEN})
+    assert lm_studio.detect(config, {"url": server.url}).available
+    assert build().chat(HELLO).message.content
+    identity = TOKEN.removeprefix("sk-lm-").split(":")
+    introductions = [message for _, message in server.messages if "authVersion" in message]
+    assert introductions
+    assert all([m["clientIdentifier"], m["clientPasskey"]] == identity for m in introductions)
+    assert keys.without_keys(f"not {identity[1]}, not {TOKEN}") == "not (key), not (key)"
+    assert server.violations == []
+
+
+def test_what_looks_like_no_token_is_not_sent(server, config, monkeypatch):
+    """And the person is told what one looks like."""
+    monkeypatch.setenv("LM_API_TOKEN", "lm-studio")
+    found = lm_studio.detect(config, {"url": server.url})
+    assert (found.available, found.reason) == (False, "key_rejected")
+    assert server.messages == []
 
 
 # Building

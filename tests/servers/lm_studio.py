@@ -32,14 +32,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from lmstudio import _kv_config, _sdk_models
-from servers.http_by_hand import PATIENCE
-from servers.ollama import echo, starter_writer
 from websockets.asyncio.server import serve as serve_websockets
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Response
 
 from docmind.backends.child_side import StopStrings
+from tests.servers.http_by_hand import PATIENCE
+from tests.servers.ollama import echo, starter_writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -115,7 +115,7 @@ class Server:
         self.load_seconds = load_seconds
         self.load_error: dict | None = None
         self.is_detailed = True  # newer servers say how much of the prompt was kept
-        self.key: str | None = None  # then nobody gets in: the package has no keys
+        self.key: str | None = None  # the only API token that lets somebody in
         self.loaded: dict[str, Instance] = {}
         self.messages: list[tuple[str, dict]] = []  # part of the server and message, in order
         self.requests: list[tuple[str, dict]] = []  # path and headers of each HTTP request
@@ -247,7 +247,8 @@ class _Client:
         if not is_right or not all(message[name] for name in message):
             self.server.note(self.server.violations, f"no introduction: {message}")
             return False
-        if self.server.key is not None:
+        token = f"sk-lm-{message['clientIdentifier']}:{message['clientPasskey']}"
+        if self.server.key not in (None, token):
             await self.send({"success": False, "error": {"title": "Invalid API token"}})
             return False
         await self.send({"success": True})
