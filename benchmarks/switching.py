@@ -6,7 +6,8 @@ one run:
 
 - detection: all backends at once, beside the slowest one alone;
 - switch: from the question to the first word when the model is another than before, beside the same when it is not.
-  Going to llama.cpp loads its model anew, because a model of our own gives its memory back when another answers;
+  The starter stays in memory meanwhile; a model of our own above half a gigabyte gives it back and is loaded anew
+  (`to_llama_cpp_large`: measured with the starter, as if it were one);
 - continue: from the click to the next word of an answer that was cut, beside the first word of its beginning.
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from machine import write
 
 from docmind import answer as answers
+from docmind import routing
 from docmind.backends import REGISTRY, backend, llama_cpp
 from docmind.config import Config
 from docmind.events import TextDelta
@@ -32,7 +34,13 @@ from docmind.library import Library
 ROUNDS = 8
 QUESTION = "How much did the repairs of the north quay cost, and when did they end?"
 OURS = {"backend": "llama.cpp", "model": llama_cpp.STARTER}
-THEIRS = {"backend": "ollama", "model": "qwen3:4b"}
+# Answers at once: chosen by hand it would drive the agent, whose first words are thoughts.
+THEIRS = {"profile": "theirs"}
+PROFILES = {
+    "theirs": 'backend = "ollama"\nmodel = "qwen3:4b"\nagent = "direct"\nfallbacks = []\n',
+    "short": f'backend = "llama.cpp"\nmodel = "{llama_cpp.STARTER}"\ntemperature = 0.0\nmax_output_tokens = 8\n'
+    "fallbacks = []\n",
+}
 
 
 def main() -> None:
@@ -45,6 +53,9 @@ def main() -> None:
         library = Library(Config(home=Path(folder) / "home"))
         for _ in library.add(write_files(Path(folder) / "files")):
             pass
+        library.config.model_folders[0].mkdir(parents=True, exist_ok=True)
+        for name, text in PROFILES.items():
+            (library.config.model_folders[0] / f"{name}.toml").write_text(text, encoding="utf-8")
         command = [sys.executable, "-m", "tests.servers.ollama", "--starter"]
         server = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
         try:
@@ -106,7 +117,13 @@ def first_word(library: Library, **chosen: str) -> float:
 def switches(library: Library) -> dict:
     """Seconds to the first word, staying and switching, by where it goes."""
     rows = {}
-    for name, here, other in (("to_llama_cpp", OURS, THEIRS), ("to_ollama", THEIRS, OURS)):
+    ways = (
+        ("to_llama_cpp", OURS, THEIRS, routing.SMALL_BYTES),
+        ("to_llama_cpp_large", OURS, THEIRS, 0),
+        ("to_ollama", THEIRS, OURS, routing.SMALL_BYTES),
+    )
+    for name, here, other, small_bytes in ways:
+        routing.SMALL_BYTES = small_bytes
         staying, switching = [], []
         for _ in range(ROUNDS):
             first_word(library, **other)
@@ -122,10 +139,6 @@ def switches(library: Library) -> dict:
 
 def continuing(library: Library) -> dict:
     """Seconds to the next word of an answer that was cut, beside those to its first."""
-    folder = library.config.model_folders[0]
-    folder.mkdir(parents=True, exist_ok=True)
-    text = f'backend = "llama.cpp"\nmodel = "{llama_cpp.STARTER}"\ntemperature = 0.0\nmax_output_tokens = 8\n'
-    (folder / "short.toml").write_text(text + "fallbacks = []\n", encoding="utf-8")
     first, following = [], []
     for number in range(ROUNDS):
         answer = list(answers.ask(library, QUESTION, profile="short", chat=f"c{number}"))[-1]

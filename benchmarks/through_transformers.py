@@ -3,15 +3,16 @@
     python benchmarks/through_transformers.py [--rounds 9] [--tokens 64]
 
 The folder is a Llama of the starter's size (30 layers of 576, some 100 million parameters) with random weights, which
-never ends by itself. Both hold it with the same number type and threads, each in a process of its own: bare is
-`generate` with transformers' own `TextIteratorStreamer`. Bare reads the whole prompt each time, the child keeps what it
-has read, so only the words that follow the first are compared.
+never ends by itself. Both hold it with the same number type, threads and environment, each in a process of its own:
+bare is `generate` with transformers' own `TextIteratorStreamer`. Bare reads the whole prompt each time, the child keeps
+what it has read, so only the words that follow the first are compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -85,10 +86,11 @@ def measure(rounds, tokens):
         tiny_model.make(home / "models" / "starter-size", layers=30, hidden=576)
         llm = transformers.build(Config(home=home), "starter-size", {"temperature": 0.0})
         ready = llm.warm_up()
+        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # as the child has it: benchmarks/threads.py
         process = subprocess.Popen(
             [sys.executable, "-c", BARE, str(home / "models" / "starter-size"), str(llm._child.load["threads"]),
              ready["dtype"]],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         try:
             assert process.stdout.readline() == "ready\n"

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # A model of this size can drive the agent: about 3 billion parameters in 4 bits. Smaller ones repeat themselves.
 AGENT_BYTES: Final = 1_500_000_000
+# A model of this size stays in memory while another backend answers.
+SMALL_BYTES: Final = 500_000_000
 # Another model cannot help with these: the choice, the question or a setting has to change, or somebody has to wait.
 NOT_BY_ANOTHER: Final = frozenset(
     {"backend_unknown", "busy", "closed", "empty_prompt", "invalid_grammar", "invalid_option", "model_missing",
@@ -349,8 +351,9 @@ def check(profile: Profile) -> None:
 
 
 def free_memory(but: str) -> None:
-    """Free the models of the other backends that live in this program and that nobody uses any more."""
+    """Free the models of the other backends that live in this program and that nobody uses any more, but small ones:
+    one of those, the starter say, takes seconds to come back, and little room."""
     for name, module in REGISTRY.items():
         close = getattr(sys.modules.get(module), "close_unused", None)
         if name != but and close is not None:
-            close()
+            close(above_bytes=SMALL_BYTES)

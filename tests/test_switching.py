@@ -10,7 +10,7 @@ import pytest
 from servers.ollama import Reply, serve
 from waiting import is_gone, wait_until
 
-from docmind import chats, runs
+from docmind import chats, routing, runs
 from docmind.answer import ask
 from docmind.backends.places import allow
 from docmind.events import FellBack, ModelWaiting, TextDelta
@@ -64,8 +64,9 @@ def test_a_chat_goes_on_with_another_model_and_nothing_stands_in_the_wrong_messa
     assert told["options"]["num_ctx"] == answers[1].context["window"] == 8192
 
 
-def test_the_memory_of_the_model_before_is_freed(stocked, ollama):
-    """The child of llama.cpp ends when another backend answers, and comes back when it is chosen again."""
+def test_the_memory_of_the_model_before_is_freed(stocked, ollama, monkeypatch):
+    """The child of a large model ends when another backend answers, and comes back when it is chosen again."""
+    monkeypatch.setattr(routing, "SMALL_BYTES", 1_000_000)  # so that the starter is a large one
     ollama.enqueue(said("26 people."))
     list(ask(stocked, QUAY))
     assert len(children()) == 1
@@ -74,6 +75,17 @@ def test_the_memory_of_the_model_before_is_freed(stocked, ollama):
     wait_until(lambda: not children())
     assert list(ask(stocked, QUAY))[-1].finished == "complete"
     assert len(children()) == 1
+
+
+def test_a_small_model_stays_while_another_backend_answers(stocked, ollama):
+    """The starter is there at once when it is chosen again."""
+    ollama.enqueue(said("26 people."))
+    list(ask(stocked, QUAY))
+    (before,) = children()
+    gc.collect()
+    list(ask(stocked, PILOTS, **OLLAMA))
+    assert list(ask(stocked, QUAY))[-1].finished == "complete"
+    assert children() == [before]
 
 
 def test_a_switch_in_the_middle_of_an_answer_changes_nothing_about_it(stocked, ollama):

@@ -556,11 +556,16 @@ class Children:
         with self._lock:
             return self._children.setdefault(key, self._kind(load))
 
-    def close_unused(self) -> None:
-        """End the children that no living LLM object names and that are idle. `build` does this by itself."""
+    def close_unused(self, above_bytes: int = -1) -> None:
+        """End the children that no living LLM object names and that are idle. `build` does this by itself.
+
+        Args:
+            above_bytes: Only those of models whose files are larger.
+        """
         with self._lock:
             unused = [key for key, child in self._children.items() if not child.users and child.is_idle]
-            closing = [self._children.pop(key) for key in unused]
+            large = [key for key in unused if sum(size for size, _ in json.loads(key)[1]) > above_bytes]
+            closing = [self._children.pop(key) for key in large]
         for child in closing:
             child.close()
 
