@@ -65,13 +65,13 @@ def _draw_profile(profile: Profile, found: Sequence[Detection]) -> None:
         if profile.description:
             st.write(plain(profile.description, limit=400))
         st.caption(" · ".join(_settings(profile)))
-        if chosen:
+        if chosen and problem is None:
             st.caption(plain(chosen, limit=300))
         left_out = routing.settings_left_out(real)
         if left_out:
             st.caption(f":orange[{plain(left_out_words(left_out, real.backend))}.]")
         if problem is not None:
-            _draw_problem(problem)
+            _draw_problem(problem, chosen)
         if st.session_state.get("deleting") == profile.name and profile.source == "user":
             _draw_delete(profile)
             return
@@ -100,7 +100,7 @@ def _draw_profile(profile: Profile, found: Sequence[Detection]) -> None:
 
 
 def _ready(profile: Profile, found: Sequence[Detection]) -> tuple[Profile, DocMindError | None, str]:
-    """The profile with the backend and model it really has, what is in its way, and what `auto` came to."""
+    """The profile with the backend and model it really has, what is in its way, and why `auto` came to what it did."""
     if not profile.enabled:
         return profile, DocMindError("It is switched off.", "Switch it on with Edit."), ""
     if profile.backend == AUTO:
@@ -108,7 +108,10 @@ def _ready(profile: Profile, found: Sequence[Detection]) -> tuple[Profile, DocMi
             resolved = routing.resolve(config(), profile, is_patient=False)
             if resolved.profiles:
                 return resolved.profiles[0], None, resolved.words
-            return profile, routing.nothing_there(config(), profile), ""
+            missing = DocMindError(
+                "None of its models is here.", routing.nothing_there(config(), profile).hint, reason="no_model"
+            )
+            return profile, missing, resolved.words
         except DocMindError as error:
             return profile, error, ""
     if profile.backend not in REGISTRY:
@@ -128,10 +131,13 @@ def _ready(profile: Profile, found: Sequence[Detection]) -> tuple[Profile, DocMi
     return profile, None, ""
 
 
-def _draw_problem(problem: DocMindError) -> None:
+def _draw_problem(problem: DocMindError, why: str) -> None:
     """What is in a profile's way, and what to do; a command stands where it can be copied."""
     words, _, command = problem.hint.partition("Run: ")
-    st.markdown(f":orange[{plain(str(problem), limit=400)}] {plain(words, limit=400)}".rstrip())
+    st.markdown(
+        f":orange[{plain(str(problem), limit=400)}] {plain(words, limit=400)}".rstrip(),
+        help=plain(why, limit=400) if why else None,
+    )
     if command:
         st.code(command, language=None, wrap_lines=True)
 
