@@ -15,7 +15,7 @@ from pages.parts.profile_form import draw_form
 def main() -> None:
     """The page: what was found on the left, profiles on the right."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.title("Models", width="content")
+        st.title("Models", anchor=False, width="content")
         if st.button("Refresh", icon=":material/refresh:", key="refresh", help="Look for backends and models again"):
             breaker.forget()
             detection.forget()
@@ -27,7 +27,7 @@ def main() -> None:
     found = found_backends()
     left, right = st.columns([3, 2], gap="large")
     with left:
-        st.subheader("Backends")
+        st.subheader("Backends", anchor=False)
         st.caption("Software that runs models, and the models it has.")
         draw_backends(found, profiles)
     with right:

@@ -24,7 +24,7 @@ ROW_PIXELS = 44  # of one model in a chart
 
 def main() -> None:
     """The page, from top to bottom."""
-    st.title("Performance")
+    st.title("Performance", anchor=False)
     draw_panel()
     st.space("small")
     try:
@@ -33,7 +33,7 @@ def main() -> None:
         show_error(error)
         return
     if not answers:
-        st.subheader("No answers yet")
+        st.subheader("No answers yet", anchor=False)
         st.write("Ask a question, and this page shows how long each model takes to begin and how fast it writes.")
         return
     draw_models(answers)
@@ -43,7 +43,7 @@ def main() -> None:
 
 def draw_models(answers: Sequence[AnswerFigures]) -> None:
     """First token and tokens per second: a dot for each answer, the median of each model, the target."""
-    st.subheader("Models on this machine")
+    st.subheader("Models on this machine", anchor=False)
     models = metrics.by_model(answers)
     target = config().first_token_target_seconds
     left, right = st.columns(2, gap="medium")
@@ -102,7 +102,7 @@ def _draw_dots(
 def draw_answers(answers: Sequence[AnswerFigures]) -> None:
     """The table, newest first, and its download."""
     left, right = st.columns([3, 1], vertical_alignment="bottom")
-    left.subheader("Answers")
+    left.subheader("Answers", anchor=False)
     right.download_button(
         "Download as CSV",
         data=lambda: metrics.as_csv(metrics.answers(library(), EXPORTED)),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def draw_profiles(profiles: Sequence[Profile], broken: Sequence[ProfileError], found: Sequence[Detection]) -> None:
     """All of it, from the heading to the order of backends."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.subheader("Profiles", width="content")
+        st.subheader("Profiles", anchor=False, width="content")
         if st.button("New profile", icon=":material/add:", key="new profile"):
             edit({}, None)
     st.caption("A profile is a saved choice of backend, model and settings.")
