@@ -44,19 +44,21 @@ def draw() -> None:
         st.Page(PAGES / "models.py", title="Models", icon=":material/memory:"),
         st.Page(PAGES / "performance.py", title="Performance", icon=":material/speed:"),
     ]
+    from docmind import detection
     from pages.parts import frame
     from pages.parts.sidebar import draw_sidebar, watch_backends
 
     page = st.navigation(pages)
     try:
         with st.sidebar:
-            found = draw_sidebar()
+            draw_sidebar()
     except DocMindError as error:  # the library cannot be opened, say: no page could do without it
         frame.show_error(error)
         return
+    drawn = detection.said(frame.config())
     page.run()
     with st.sidebar:
-        watch_backends(found)
+        watch_backends(drawn)
     frame.preload()
 
 

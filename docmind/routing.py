@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from docmind.backends import REGISTRY, checked_options
 from docmind.backends import backend as find_backend
 from docmind.backends.places import is_allowed, where_text_goes
-from docmind.detection import PATIENT_SECONDS, detect_all, detect_one
+from docmind.detection import KEPT_SECONDS, PATIENT_SECONDS, detect_all, detect_at
 from docmind.errors import BackendError, BackendUnavailable, ModelNotFound, ProfileError
 from docmind.profiles import AUTO, Profile, find_profile
 from docmind.settings import read_settings
@@ -141,10 +141,11 @@ def resolve(config: Config, profile: Profile, *, is_patient: bool = True) -> Res
         is_patient: Whether slow backends are waited for, and all are asked anew before there is said to be nothing.
     """
     wait_seconds = PATIENT_SECONDS if is_patient else None
-    resolved = _resolve(config, profile, detect_all(config, wait_seconds=wait_seconds), wait_seconds)
-    if is_patient and not resolved.profiles:
-        found = detect_all(config, max_age_seconds=RECENT_SECONDS, wait_seconds=wait_seconds)
-        resolved = _resolve(config, profile, found, wait_seconds)
+    for max_age_seconds in (KEPT_SECONDS, RECENT_SECONDS) if is_patient else (KEPT_SECONDS,):
+        found = detect_all(config, max_age_seconds=max_age_seconds, wait_seconds=wait_seconds)
+        resolved = _resolve(config, profile, found, max_age_seconds, wait_seconds)
+        if resolved.profiles:
+            break
     return resolved
 
 
@@ -200,7 +201,11 @@ def _resolved(config: Config, profile: Profile) -> list[Profile]:
 
 
 def _resolve(
-    config: Config, profile: Profile, found: Sequence[Detection], wait_seconds: float | None = None
+    config: Config,
+    profile: Profile,
+    found: Sequence[Detection],
+    max_age_seconds: float = KEPT_SECONDS,
+    wait_seconds: float | None = None,
 ) -> Resolved:
     by_name = {detection.backend: detection for detection in found}
     profiles: list[Profile] = []
@@ -211,7 +216,9 @@ def _resolve(
         if not patterns:
             continue
         own = profile.options.get(name, {})
-        detection = detect_one(config, name, own, wait_seconds=wait_seconds) if "url" in own else by_name[name]
+        detection = by_name[name]
+        if url := own.get("url"):
+            detection = detect_at(config, name, str(url), max_age_seconds=max_age_seconds, wait_seconds=wait_seconds)
         model = _first(patterns, detection)
         reason = _absence(config, detection) or ("" if model else "none of the models")
         if model is None or reason:

@@ -32,13 +32,14 @@ def parrot(tmp_path, monkeypatch):
     (tmp_path / "parrot_backend.py").write_text(BACKEND)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "parrot_backend", raising=False)
-    for name in list(REGISTRY):
-        if name != "llama.cpp":
-            monkeypatch.delitem(REGISTRY, name)
-    monkeypatch.setitem(REGISTRY, "parrot", "parrot_backend")
+    before = dict(REGISTRY)
+    REGISTRY.clear()
+    REGISTRY.update({"llama.cpp": before["llama.cpp"], "parrot": "parrot_backend"})
     import parrot_backend
 
-    return parrot_backend
+    yield parrot_backend
+    REGISTRY.clear()
+    REGISTRY.update(before)  # in its order, which monkeypatch would not give back
 
 
 def test_all_backends_are_there_in_the_order_of_the_registry(config, parrot):
@@ -76,29 +77,80 @@ def test_what_was_said_is_kept_until_it_is_asked_anew(config, parrot):
     assert versions == ["1", "1", "1", "2", "3"]
 
 
-def test_one_that_is_asked_anew_is_listed_as_it_was_until_it_answers(config, parrot):
+def test_one_that_is_asked_anew_is_listed_as_it_was_until_it_answers(config, parrot, monkeypatch):
     """A page drawn meanwhile neither waits nor takes it for absent."""
-    before = detection.detect_all(config, wait_seconds=PATIENCE_SECONDS)
+    monkeypatch.setattr(detection, "DEADLINE_SECONDS", 10 * PATIENCE_SECONDS)
+    before = detection.detect_all(config)
+    drawn = detection.said(config)
     parrot.may_answer = threading.Event()
+    found = []
+    page = threading.Thread(target=lambda: found.append(detection.detect_all(config, max_age_seconds=0)), daemon=True)
     try:
-        assert detection.detect_all(config, max_age_seconds=0) == before
+        page.start()
+        wait_until(lambda: found)
+        assert found == [before]
         wait_until(lambda: len(parrot.asked) == 2)
         assert not detection.is_complete(config)
         assert detection.detect_all(config) == before
+        assert detection.said(config) == drawn
     finally:
         parrot.may_answer.set()
     wait_until(lambda: detection.is_complete(config))
     assert detection.detect_all(config)[1].version == "2"
+    assert detection.said(config) != drawn
+
+
+def test_one_that_does_not_answer_any_more_is_not_listed_as_it_was_for_ever(config, parrot):
+    """Once is enough."""
+    detection.detect_all(config, wait_seconds=PATIENCE_SECONDS)
+    parrot.may_answer = threading.Event()
+    try:
+        shown = [detection.detect_all(config, max_age_seconds=0, wait_seconds=0)[1] for _ in range(3)]
+    finally:
+        parrot.may_answer.set()
+    assert [one.reason for one in shown] == [None, "stalled", "stalled"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_while_it_is_asked_anew_is_what_counts_from_then_on(config, parrot):
+    """Not what it said before, the next time."""
+    detection.detect_all(config, wait_seconds=PATIENCE_SECONDS)
+    parrot.failure = ZeroDivisionError()
+    shown = [detection.detect_all(config, max_age_seconds=0, wait_seconds=wait)[1] for wait in (PATIENCE_SECONDS, 0)]
+    wait_until(lambda: detection.is_complete(config))
+    assert [one.reason for one in shown] == ["backend_failed"] * 2
 
 
 def test_a_backend_at_a_place_of_its_own_is_asked_once_too(config, parrot):
-    """With the profile's options, beside what it says without them."""
-    options = {"url": "http://127.0.0.1:9"}
-    said = [detection.detect_one(config, "parrot", options, wait_seconds=PATIENCE_SECONDS) for _ in range(2)]
+    """Beside what it says without one."""
+    url = "http://127.0.0.1:9"
+    said = [detection.detect_at(config, "parrot", url, wait_seconds=PATIENCE_SECONDS) for _ in range(2)]
     assert said[0] == said[1]
-    assert parrot.asked == [options]
+    assert parrot.asked == [{"url": url}]
     detection.detect_all(config, wait_seconds=PATIENCE_SECONDS)
-    assert parrot.asked == [options, None]
+    assert parrot.asked == [{"url": url}, None]
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again(config, parrot, monkeypatch):
+    """A system without room for one may have it a moment later."""
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("no room")))
+        with pytest.raises(RuntimeError, match="no room"):
+            detection.detect_all(config)
+    assert detection.detect_all(config, wait_seconds=PATIENCE_SECONDS)[1].available
+
+
+def test_whether_models_fit_is_not_all_known_while_a_backend_is_asked_anew(config, parrot):
+    """Otherwise nobody looks again."""
+    parrot.fit = lambda config, model: None
+    try:
+        parrot.may_answer = threading.Event()
+        detection.detect_all(config, wait_seconds=0)
+        assert detection.fits_of(config, "parrot") == ({}, False)
+    finally:
+        parrot.may_answer.set()
+    wait_until(lambda: detection.is_complete(config))
+    assert detection.fits_of(config, "parrot") == ({}, True)
 
 
 def test_a_backend_that_fails_is_listed_with_its_reason(config, parrot):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import socket
 
 import psutil
@@ -12,6 +13,7 @@ from waiting import is_gone, wait_until
 
 from docmind import chats, routing, runs
 from docmind.answer import ask
+from docmind.backends import llama_cpp
 from docmind.backends.places import allow
 from docmind.events import FellBack, ModelWaiting, TextDelta
 
@@ -86,6 +88,27 @@ def test_a_small_model_stays_while_another_backend_answers(stocked, ollama):
     list(ask(stocked, PILOTS, **OLLAMA))
     assert list(ask(stocked, QUAY))[-1].finished == "complete"
     assert children() == [before]
+
+
+def test_a_model_is_as_large_as_all_its_files_and_what_its_process_holds(config):
+    """The first part of several may be small, and on a GPU the process is."""
+    starter_path = next(model.path for model in llama_cpp.models(config) if model.name == llama_cpp.STARTER)
+    folder = config.model_folders[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(starter_path, folder / "big-00001-of-00002.gguf")
+    with (folder / "big-00002-of-00002.gguf").open("wb") as second:
+        second.truncate(1_000_000_000)
+    for name, is_kept in (("big", False), (llama_cpp.STARTER, True)):
+        llama_cpp.build(config, name, {}).release()
+        llama_cpp.close_unused(above_bytes=routing.SMALL_BYTES)
+        assert bool(llama_cpp._children._children) == is_kept
+    llm = llama_cpp.build(config, llama_cpp.STARTER, {})
+    llm.warm_up()
+    held = psutil.Process(llm.process_id).memory_info().rss
+    llm.release()
+    assert held > 50_000_000
+    llama_cpp.close_unused(above_bytes=starter_path.stat().st_size)
+    assert bool(llama_cpp._children._children) == (held < starter_path.stat().st_size)
 
 
 def test_a_switch_in_the_middle_of_an_answer_changes_nothing_about_it(stocked, ollama):

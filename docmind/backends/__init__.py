@@ -138,6 +138,8 @@ class Backend(Protocol):
     sent to. Its options are `EMBEDDING_OPTIONS`. It may ask the server whether the model is there;
     `docmind.backends.served_embedding` has the rest.
 
+    `close_unused(above_bytes)`, where models live in processes of ours, ends those that nobody uses and that hold more.
+
     `how_to_get(config, model)`, where it is there, says in a sentence how to get a model that is not: a command comes
     last, after "Run: ".
     """

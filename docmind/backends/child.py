@@ -145,6 +145,16 @@ class Child:
         return self._running is None and self._waiting is None
 
     @property
+    def memory_bytes(self) -> int:
+        """What the process holds in memory, the parts of the model's file that it has read included; 0 without one."""
+        import psutil
+
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss) if self.pid else 0
+        except psutil.Error:
+            return 0
+
+    @property
     def pid(self) -> int | None:
         """The process id of the child, for hardware readings and tests."""
         process = self._process
@@ -560,11 +570,13 @@ class Children:
         """End the children that no living LLM object names and that are idle. `build` does this by itself.
 
         Args:
-            above_bytes: Only those of models whose files are larger.
+            above_bytes: Only those that hold more memory, or whose model's files are larger: on a GPU the process
+                itself holds little.
         """
         with self._lock:
             unused = [key for key, child in self._children.items() if not child.users and child.is_idle]
-            large = [key for key in unused if sum(size for size, _ in json.loads(key)[1]) > above_bytes]
+            sizes = {key: sum(size for size, _ in json.loads(key)[1]) for key in unused}
+            large = [key for key in unused if max(sizes[key], self._children[key].memory_bytes) > above_bytes]
             closing = [self._children.pop(key) for key in large]
         for child in closing:
             child.close()

@@ -238,7 +238,7 @@ def build(config: Config, model: str, options: Mapping[str, Any] | None = None) 
     # The class is made on first use, so that importing this module does not import LlamaIndex.
     from docmind.backends.llama_cpp_llm import LlamaCppLLM
 
-    llm = LlamaCppLLM.of_child(_children.child_for(load, [path]), model, window, defaults)
+    llm = LlamaCppLLM.of_child(_children.child_for(load, parts(path)), model, window, defaults)
     close_unused()  # after: the child of this very model stays loaded between answers, any other frees its memory
     return llm
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from docmind.backends import DEADLINES, Detection, ModelInfo, Option, Progress, checked_options
-from docmind.backends.places import checked_place, server_address
+from docmind.backends.places import checked_place, origin, server_address, where_text_goes
 from docmind.errors import BackendError, BackendUnavailable, ModelNotFound
 from docmind.keys import find_key
 
@@ -95,6 +95,18 @@ def address(given: str) -> str:
         BackendError: It is no address (`invalid_option`).
     """
     return server_address(given, USUAL_PORT)
+
+
+def token_for(url: str) -> str | None:
+    """The API token for an address, if one is meant for it; None: none is.
+
+    One that was given for this very address comes first. That of the environment is for this machine, or for the
+    address in LMSTUDIO_HOST when it is reached by https.
+    """
+    is_meant = where_text_goes(url)[0] == "this device"
+    with contextlib.suppress(BackendError, KeyError, ValueError):
+        is_meant = is_meant or origin(url) == origin(address(os.environ["LMSTUDIO_HOST"]))
+    return find_key(url, TOKEN_VARIABLES if is_meant else ())
 
 
 def _said(options: Mapping[str, Any] | None) -> str | None:
@@ -206,7 +218,7 @@ def _listing(config: Config, url: str) -> Listing:
     # Imported here and not on the event loop, which would stand still meanwhile.
     from docmind.backends.lm_studio_socket import connected
 
-    find_key(url)  # here and not on the loop: a keyring may wait for the person, and is asked once
+    token_for(url)  # here and not on the loop: a keyring may wait for the person, and is asked once
 
     async def ask(namespace: str, *endpoints: str) -> list[Any]:
         async with connected(config, url, namespace, carries_text=False) as connection:

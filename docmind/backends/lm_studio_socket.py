@@ -44,9 +44,9 @@ from docmind.backends.careful_http import (
     refuse_redirect,
     unreachable,
 )
-from docmind.backends.lm_studio import CONNECT_SECONDS, LISTING_SECONDS, START, TOKEN_VARIABLES
+from docmind.backends.lm_studio import CONNECT_SECONDS, LISTING_SECONDS, START, token_for
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelCrashed, ModelNotFound
-from docmind.keys import find_key, given_out
+from docmind.keys import given_out
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -335,9 +335,11 @@ def refusal(error: object, url: str) -> BackendError:
 
 
 def _key_rejected(url: str, said: str) -> BackendError:
+    is_other = (key := token_for(url)) is not None and not _TOKEN.fullmatch(key)
+    form = " What is kept is none: it looks like sk-lm-, 8 letters or digits, a colon and 20 more." if is_other else ""
     return BackendError(
         f"{url} does not accept us ({said}).",
-        "Make an API token in LM Studio's server settings, then keep it on the Models page, or set LM_API_TOKEN.",
+        f"Make an API token in LM Studio's server settings; keep it on the Models page, or set LM_API_TOKEN.{form}",
         reason="key_rejected",
     )
 
@@ -345,20 +347,12 @@ def _key_rejected(url: str, said: str) -> BackendError:
 def _identity(url: str) -> dict[str, str]:
     """Who asks: the two halves of the API token for this address, else names made up for this connection.
 
-    Raises:
-        BackendError: What is kept as the token is none (`key_rejected`).
+    A key that is no such token is not sent: it may be meant for the OpenAI-compatible address of the same server.
 
     Source: `_create_auth_from_token` in src/lmstudio/json_api.py of https://github.com/lmstudio-ai/lmstudio-python,
     and packages/lms-shared-types/src/lmstudioAPIToken.ts of https://github.com/lmstudio-ai/lmstudio-js
     """
-    token = find_key(url, TOKEN_VARIABLES)
-    if token is None:
-        return {"clientIdentifier": str(uuid.uuid4()), "clientPasskey": str(uuid.uuid4())}
-    halves = _TOKEN.fullmatch(token)
+    halves = _TOKEN.fullmatch(token_for(url) or "")
     if halves is None:
-        raise BackendError(
-            "What is kept as LM Studio's API token is none: it looks like sk-lm-, 8 letters, a colon and 20 letters.",
-            "Copy it once more from LM Studio's server settings, to the Models page or LM_API_TOKEN.",
-            reason="key_rejected",
-        )
+        return {"clientIdentifier": str(uuid.uuid4()), "clientPasskey": str(uuid.uuid4())}
     return {"clientIdentifier": halves[1], "clientPasskey": given_out(halves[2])}

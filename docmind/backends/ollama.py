@@ -33,7 +33,7 @@ from docmind.backends import (
     Option,
     checked_options,
 )
-from docmind.backends.places import checked_place, server_address, where_text_goes
+from docmind.backends.places import checked_place, origin, server_address, where_text_goes
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelNotFound
 from docmind.keys import find_key
 
@@ -323,13 +323,16 @@ def names(name: str) -> tuple[str, str]:
 
 
 def key_header(url: str) -> dict[str, str]:
-    """The key that was given for this address, else OLLAMA_API_KEY for one reached by https on another machine.
+    """The key that was given for this address, else OLLAMA_API_KEY for ollama.com and the address in OLLAMA_HOST.
 
-    Ollama's own client sends it to any address; over http it could be read on the way, and a server on this machine
-    needs none.
+    Ollama's own client sends it to any address; over http it could be read on the way, a server on this machine needs
+    none, and the address in a profile may be somebody else's.
     """
-    is_here = where_text_goes(url)[0] == "this device"
-    key = find_key(url, () if is_here else ("OLLAMA_API_KEY",))
+    is_meant = False
+    if where_text_goes(url)[0] != "this device":
+        with contextlib.suppress(BackendError, ValueError):
+            is_meant = origin(url) in (origin(CLOUD), origin(address()))
+    key = find_key(url, ("OLLAMA_API_KEY",) if is_meant else ())
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

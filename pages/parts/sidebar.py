@@ -37,16 +37,14 @@ STYLE = """<style>
 </style>"""
 
 
-def draw_sidebar() -> list[Detection]:
-    """All of it, from top to bottom; gives what it shows of the backends, for `watch_backends`."""
+def draw_sidebar() -> None:
+    """All of it, from top to bottom."""
     st.html(STYLE)
     if st.button("New chat", icon=":material/add:", width="stretch", help="Start with an empty page"):
         open_chat(None)
     _draw_chats()
-    found = frame.found_backends()
-    _draw_model({one.backend: one for one in found})
+    _draw_model()
     draw_strip()
-    return found
 
 
 def open_chat(chat_id: str | None) -> None:
@@ -152,9 +150,10 @@ def _place_of(profile: Profile) -> tuple[str, str]:
     return profile.backend, profile.name if profile.backend == AUTO else profile.model
 
 
-def _draw_model(found: dict[str, Detection]) -> None:
+def _draw_model() -> None:
     """Backend and model, switched on the fly: the next question goes to what is chosen here."""
     state = st.session_state
+    found = {one.backend: one for one in frame.found_backends()}
     profiles = frame.profiles()
     wanted = state.pop("pending_profile", None)
     if wanted or not state.get("backend"):
@@ -201,18 +200,22 @@ def _draw_model(found: dict[str, Detection]) -> None:
     draw_place(url, is_known=is_known, fallbacks=[routing.where(frame.config(), other, found)[0] for other in others])
 
 
-def watch_backends(drawn: list[Detection]) -> None:
-    """Draws the page anew when backends that were slow have answered otherwise than it shows.
+def watch_backends(drawn: object) -> None:
+    """Draws the page anew when slow backends have answered otherwise than it shows.
 
     To be called when the page is drawn: what was clicked on it would be lost otherwise.
+
+    Args:
+        drawn: What was said when it was drawn (`detection.said`).
     """
-    if not detection.is_complete(frame.config()) or frame.found_backends() != drawn:
+    if not detection.is_complete(frame.config()) or detection.said(frame.config()) != drawn:
         _watch_backends(drawn)
 
 
 @st.fragment(run_every=WATCH_SECONDS)
-def _watch_backends(drawn: list[Detection]) -> None:
+def _watch_backends(drawn: object) -> None:
+    """It asks nobody: an open page that nobody uses leaves servers alone."""
     if runs.answering(st.session_state.get("chat", "")):  # it is not interrupted, and its end draws the page
         return
-    if detection.is_complete(frame.config()) and frame.found_backends() != drawn:
+    if detection.is_complete(frame.config()) and detection.said(frame.config()) != drawn:
         st.rerun()

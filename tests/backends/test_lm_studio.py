@@ -242,12 +242,34 @@ def test_a_server_that_demands_a_token_is_given_it(server, build, config, monkey
     assert server.violations == []
 
 
-def test_what_looks_like_no_token_is_not_sent(server, config, monkeypatch):
-    """And the person is told what one looks like."""
-    monkeypatch.setenv("LM_API_TOKEN", "lm-studio")
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_a_key_of_another_form_is_not_sent(server, config, monkeypatch, is_wanted):
+    """It may be the one for the OpenAI-compatible address; only where a token is wanted it is in the way."""
+    server.key = TOKEN if is_wanted else None
+    monkeypatch.setattr(keys, "_known", {server.url: "lm-studio"})
     found = lm_studio.detect(config, {"url": server.url})
-    assert (found.available, found.reason) == (False, "key_rejected")
-    assert server.messages == []
+    assert found.available != is_wanted
+    assert "looks like sk-lm-" in (found.hint or "") or not is_wanted
+    assert "lm-studio" not in str(server.messages)
+
+
+@pytest.mark.parametrize(
+    ("host", "url", "is_given"),
+    [
+        (None, "http://127.0.0.1:1234", True),
+        (None, "https://studio.example", False),
+        ("https://studio.example", "https://studio.example", True),
+        ("studio.example", "http://studio.example:1234", False),
+        ("https://studio.example", "https://studio.example.evil.example", False),
+    ],
+)
+def test_the_token_of_the_environment_goes_where_it_is_meant_to(monkeypatch, host, url, is_given):
+    """A profile may name an address of somebody else's."""
+    monkeypatch.setenv("LM_API_TOKEN", TOKEN)
+    monkeypatch.delenv("LMSTUDIO_HOST")
+    if host:
+        monkeypatch.setenv("LMSTUDIO_HOST", host)
+    assert lm_studio.token_for(url) == (TOKEN if is_given else None)
 
 
 # Building

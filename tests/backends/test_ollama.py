@@ -286,8 +286,11 @@ def test_the_key_in_the_environment_is_not_sent_over_http(server, build, config,
     assert server.headers
     assert not any("authorization" in headers for headers in server.headers)
     assert ollama.key_header("https://ollama.com") == {"Authorization": "Bearer secret"}
-    for url in ("http://box:11434", "https://127.0.0.1:443", "https://localhost.:443", "https://[::1]:443"):
+    for url in ("http://box:11434", "https://127.0.0.1:443", "https://localhost.:443", "https://[::1]:443",
+                "https://box.example"):  # fmt: skip
         assert ollama.key_header(url) == {}
+    monkeypatch.setenv("OLLAMA_HOST", "https://box.example")
+    assert ollama.key_header("https://box.example") == {"Authorization": "Bearer secret"}
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
