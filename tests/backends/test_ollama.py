@@ -546,7 +546,8 @@ def test_a_stop_closes_the_connection_in_every_phase(config, phase):
             if response.raw["phase"] == phase:
                 threading.Thread(target=stop_when_asked).start()
         assert responses[-1].raw["finish_reason"] == "stopped"
-        assert responses[-1].message.content == ("Well," if phase == "writing" else "")
+        # What comes after the word that the stop follows may be here already.
+        assert responses[-1].message.content in (("Well", "Well,") if phase == "writing" else ("",))
         server.wait_for_hang_up()
 
 
