@@ -9,9 +9,9 @@ import psutil
 PATIENCE_SECONDS = 120  # more than a busy machine needs; a quiet one waits this long only for what is broken
 
 
-def wait_until(condition, explain=None):
+def wait_until(condition, explain=None, seconds=PATIENCE_SECONDS):
     """Waits until a condition is true and gives what it said; `explain()` is shown when it never was."""
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + seconds
     while not (said := condition()):
         assert time.monotonic() < end, explain() if explain else "waited in vain"
         time.sleep(0.05)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import starter_folder
 import tiny_model
 from safetensors.numpy import load_file, save_file
 from waiting import is_gone, wait_until
@@ -539,27 +540,13 @@ def test_too_little_memory_is_told_from_damage(outcomes):
 
 # The real starter
 
-MAKE = """
-import sys
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, name, out = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float16)
-model.config.__dict__.pop("quantization_config", None)
-model.hf_quantizer, model.is_quantized = None, False
-model.save_pretrained(out)
-AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
-"""
-
-
 @pytest.mark.slow
 def test_the_starter_as_a_folder_answers(starter_path, tmp_path, ask):
     """Made from its GGUF, which takes half a minute; gguf and accelerate are needed for that alone."""
     pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
     out = tmp_path / "models" / "starter"
-    command = [sys.executable, "-c", MAKE, str(starter_path.parent), starter_path.name, str(out)]
-    subprocess.run(command, check=True, capture_output=True)
+    starter_folder.make(starter_path, out)
     llm = transformers.build(Config(home=tmp_path), "starter", {"temperature": 0.0})
     answer = llm.chat(ask("What is the capital of France?"), max_tokens=20)
     assert "Paris" in answer.message.content
