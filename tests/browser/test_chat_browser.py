@@ -230,7 +230,8 @@ def test_a_closed_tab_does_not_end_the_answer(app_server, page, talkative):
 def test_thirty_random_refreshes_switches_and_tabs_change_no_letter(app_server, page, talkative):
     """Whatever is done while answers are written, the screen ends with what the run wrote."""
     chance = random.Random(7)
-    page.goto(app_server().url)
+    url = app_server().url
+    page.goto(url)
     tabs = [page]
     for answers in range(1, 7):
         ask(page, LONG)
@@ -245,10 +246,10 @@ def test_thirty_random_refreshes_switches_and_tabs_change_no_letter(app_server, 
                     # A reload before the page has drawn once is a visit to another page, or to no chat in particular.
                     wait_until(lambda tab=tab, other=other: other.lower() in tab.evaluate("location.pathname"))
                     tab.get_by_role("link", name="Ask").click()
-                    wait_until(lambda tab=tab: "c=" in tab.evaluate("location.search"))
+                    wait_until(lambda tab=tab: tab.evaluate("location.pathname + location.search").startswith("/?c="))
                 case "tab" if len(tabs) < 3:
                     tabs.append(page.context.new_page())
-                    tabs[-1].goto(f"{page.url.partition('?')[0]}?c={_chat(talkative)}")
+                    tabs[-1].goto(f"{url}/?c={_chat(talkative)}")
                 case _:
                     tab.reload()
         wait_until(lambda: _kept(talkative)[-1].finished, seconds=ANSWER_SECONDS)
