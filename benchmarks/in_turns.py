@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import machine
+import psutil
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Reading = Callable[[], tuple[float, float, float, int]]
 
@@ -40,3 +48,39 @@ def measure(bare: Reading, ours: Reading, rounds: int) -> dict[str, Any]:
 def _figures(asked: float, first: float, last: float, words: int) -> tuple[float, float]:
     """Words per second, and seconds to the first."""
     return (words - 1) / (last - first), first - asked
+
+
+@contextlib.contextmanager
+def stand_in(module: str, pace: float | None = None) -> Iterator[str]:
+    """The address of a stand-in of the tests (`tests.servers.NAME`) in a process of its own; `pace` is words a second,
+    None as fast as it can."""
+    command = [sys.executable, "-m", f"tests.servers.{module}", *(["--pace", str(pace)] if pace else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def at_both_paces(name: str, description: str, measure: Callable[..., dict[str, Any]]) -> None:
+    """Measure at a fast model's pace and flat out, print, and write results/NAME.json; reads the command line.
+
+    Args:
+        measure: Takes rounds, tokens, and the pace of the stand-in (None: as fast as it can).
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--pace", type=float, default=200.0, help="words a second of the stand-in")
+    arguments = parser.parse_args()
+    load_before = psutil.getloadavg()[0]
+    result = {
+        "load_average_before": round(load_before, 2),
+        "decode": measure(arguments.rounds, arguments.tokens, arguments.pace),
+        "flat_out": measure(arguments.rounds, 10 * arguments.tokens),
+        "settings": {"tokens": arguments.tokens, "pace": arguments.pace},
+    }
+    machine.write(name, result)

@@ -9,23 +9,17 @@ costs us at most.
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import in_turns
 import lmstudio
-import machine
-import psutil
 from llama_index.core.llms import ChatMessage
 
 from docmind.backends import lm_studio
 from docmind.config import Config
 
-REPOSITORY = Path(__file__).parents[1]
 QUESTION = "The committee met again on Tuesday and discussed the budget for the harbour."
 MODEL = "qwen/qwen3-4b-2507"
 
@@ -50,40 +44,16 @@ def through_adapter(llm, tokens):
 
 def measure(rounds, tokens, pace=None):
     """Both, taking turns."""
-    command = [sys.executable, "-m", "tests.servers.lm_studio", *(["--pace", str(pace)] if pace else [])]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    try:
-        url = process.stdout.readline().strip()
-        with (
-            tempfile.TemporaryDirectory() as home,
-            lmstudio.Client(url.removeprefix("http://")) as client,
-        ):
-            llm = lm_studio.build(Config(home=Path(home)), MODEL, {"url": url})
-            llm.warm_up()
-            model = client.llm.model(MODEL)
-            return in_turns.measure(lambda: bare(model, tokens), lambda: through_adapter(llm, tokens), rounds)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def main():
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--pace", type=float, default=200.0, help="words a second of the stand-in")
-    arguments = parser.parse_args()
-    load_before = psutil.getloadavg()[0]
-    result = {
-        "load_average_before": round(load_before, 2),
-        "decode": measure(arguments.rounds, arguments.tokens, arguments.pace),
-        "flat_out": measure(arguments.rounds, 10 * arguments.tokens),
-        "settings": {"tokens": arguments.tokens, "pace": arguments.pace},
-    }
-    machine.write("lm_studio", result)
+    with (
+        in_turns.stand_in("lm_studio", pace) as url,
+        tempfile.TemporaryDirectory() as home,
+        lmstudio.Client(url.removeprefix("http://")) as client,
+    ):
+        llm = lm_studio.build(Config(home=Path(home)), MODEL, {"url": url})
+        llm.warm_up()
+        model = client.llm.model(MODEL)
+        return in_turns.measure(lambda: bare(model, tokens), lambda: through_adapter(llm, tokens), rounds)
 
 
 if __name__ == "__main__":
-    main()
+    in_turns.at_both_paces("lm_studio", __doc__.splitlines()[0], measure)

@@ -13,40 +13,20 @@ that includes the event loop in its thread and LlamaIndex's response objects, fo
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import httpx
 import in_turns
-import machine
-import psutil
 from llama_index.core.llms import ChatMessage
 
 from docmind.backends import ollama
 from docmind.config import Config
 
-REPOSITORY = Path(__file__).parents[1]
 MODEL = "qwen3:4b"
 QUESTION = "The committee met again on Tuesday and discussed the budget for the harbour."
-
-
-@contextlib.contextmanager
-def stand_in(pace=None):
-    """The address of a stand-in in a process of its own."""
-    command = [sys.executable, "-m", "tests.servers.ollama", *(["--pace", str(pace)] if pace else [])]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def bare(url, tokens):
@@ -83,27 +63,10 @@ def through_adapter(llm, tokens):
 
 def measure(rounds, tokens, pace=None):
     """Both, taking turns."""
-    with stand_in(pace) as url, tempfile.TemporaryDirectory() as home:
+    with in_turns.stand_in("ollama", pace) as url, tempfile.TemporaryDirectory() as home:
         llm = ollama.build(Config(home=Path(home)), MODEL, {"url": url})
         return in_turns.measure(lambda: bare(url, tokens), lambda: through_adapter(llm, tokens), rounds)
 
 
-def main():
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--pace", type=float, default=200.0, help="words a second of the stand-in")
-    arguments = parser.parse_args()
-    load_before = psutil.getloadavg()[0]
-    result = {
-        "load_average_before": round(load_before, 2),
-        "decode": measure(arguments.rounds, arguments.tokens, arguments.pace),
-        "flat_out": measure(arguments.rounds, 10 * arguments.tokens),
-        "settings": {"tokens": arguments.tokens, "pace": arguments.pace},
-    }
-    machine.write("ollama", result)
-
-
 if __name__ == "__main__":
-    main()
+    in_turns.at_both_paces("ollama", __doc__.splitlines()[0], measure)
