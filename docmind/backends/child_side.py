@@ -60,31 +60,6 @@ class Pipe:
             self._file.flush()
 
 
-class StopStrings:
-    """Cuts a stream of text at the first stop string, which may arrive in pieces."""
-
-    def __init__(self, stops: list[str]) -> None:
-        self._stops, self._held = stops, ""
-
-    def feed(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown by now, and whether a stop string was met (it is not part of the text)."""
-        if not self._stops:
-            return text, False
-        self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            shown, self._held = self._held[: min(found)], ""
-            return shown, True
-        # Hold back the longest end that could be the beginning of a stop string.
-        keep = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return shown, False
-
-    def rest(self) -> str:
-        """What was held back and turned out to be no stop string."""
-        return self._held
-
-
 class Model(Protocol):
     """What a backend's child makes of the request that loads: a model that counts and answers."""
 

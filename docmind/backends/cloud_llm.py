@@ -12,10 +12,10 @@ from pydantic import Field
 
 from docmind.backends import backend, checked_options
 from docmind.backends.careful_http import clean, count, plain
-from docmind.backends.child_side import StopStrings
 from docmind.backends.cloud_transport import ArgumentsRefused, Transport, not_there, refusal
 from docmind.backends.clouds import LISTING_SECONDS, Call, Cloud, Piece, ask_models
 from docmind.backends.served_llm import Deadlines, ServedLLM, Writing
+from docmind.backends.stop_strings import StopStrings
 from docmind.backends.streamed_llm import Prompt, plain_messages, response
 from docmind.errors import BackendError, BackendUnavailable
 
@@ -83,8 +83,7 @@ class CloudLLM(ServedLLM):
         messages = [ChatMessage(role=m["role"], content=m["content"]) for m in plain_messages(prompt)]
         counted = await asyncio.to_thread(self.checked_count, prompt, arguments["max_tokens"])
         yield response("", phase="reading")
-        answer, deadlines = Writing(counted), Deadlines(arguments, cloud.label)
-        stops = StopStrings(arguments["stop"] or [])
+        answer, deadlines = Writing(counted, StopStrings(arguments["stop"] or ())), Deadlines(arguments, cloud.label)
         told: dict[str, int | None] = {}
         left_out: list[str] = []
         finish, usage_at = "", 0.0
@@ -109,10 +108,8 @@ class CloudLLM(ServedLLM):
                     yield response(answer.text, phase="thinking", thinking=thought)
                 if (text := clean(piece.text)) and not finish:
                     deadlines.token()
-                    answer.token()
-                    delta, is_end = stops.feed(text)
+                    delta, is_end = answer.take(text)
                     if delta:
-                        answer.text += delta
                         yield response(answer.text, delta, phase="writing")
                     if is_end:
                         finish = "stop string"
@@ -122,8 +119,7 @@ class CloudLLM(ServedLLM):
         if not finish:
             return  # which becomes `no_end_marker`
         end = "stop" if finish == "stop string" else self._checked_end(finish)
-        if finish != "stop string" and (rest := stops.rest()):
-            answer.text += rest
+        if finish != "stop string" and (rest := answer.rest()):
             yield response(answer.text, rest, phase="writing")
         yield self._last(answer, end, told, left_out)
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from docmind.backends.child_side import (
     CHATML,
     Refused,
-    StopStrings,
     control_pattern,
     harmless,
     lacks_memory,
     rendered,
     run,
 )
+from docmind.backends.stop_strings import StopStrings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -150,6 +150,11 @@ class Connection:
                     await self._send(cancel)
                 if self._stream is not None:
                     await self._write(CloseConnection(1000))
+                    # Until the server has said it too. A server whose next message meets a closed connection may lose
+                    # what it has not read yet, the cancel among it.
+                    while not any(isinstance(event, CloseConnection) for event in self._events):
+                        self._events.clear()
+                        await self._read()
         for part in (self._stream, self._answer, self._client):
             if part is not None:
                 with contextlib.suppress(*_GONE):
@@ -183,6 +188,7 @@ class Connection:
             BackendError: It refuses, or the connection breaks.
         """
         self._last_id += 1
+        self._running = self._last_id  # before it is sent: a stop may come when it has gone, and before we know that
         await self._send(
             {
                 "type": "channelCreate",
@@ -191,7 +197,6 @@ class Connection:
                 "creationParameter": endpoint.creation_params,
             }
         )
-        self._running = self._last_id
         while True:
             message = await self._receive()
             match message:

@@ -43,6 +43,7 @@ from docmind.backends.openai_compatible import (
 )
 from docmind.backends.openai_compatible_presets import Preset  # noqa: TC001 (pydantic reads it)
 from docmind.backends.served_llm import Deadlines, ServedLLM, Writing
+from docmind.backends.stop_strings import StopStrings
 from docmind.backends.streamed_llm import Prompt, plain_messages, response
 from docmind.errors import BackendError, BackendUnavailable, ModelNotFound
 
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 _COMMON = {name: name for name in ("max_tokens", "temperature", "top_p", "seed", "stop")}
 _SAMPLING = (*_COMMON, "top_k", "min_p", "repeat_penalty", "grammar")
 # What an answer cannot do without: the person would get something else than was asked for.
-_NEEDED = frozenset({"model", "messages", "stream", "stop"})
+_NEEDED = frozenset({"model", "messages", "stream"})
 _FINISHED = {"stop": "stop", "eos": "stop", "length": "length"}
 _USAGE_SECONDS = 2.0  # for the figures after an answer's end; they come at once or not at all
 _LOADING_SECONDS = 0.5  # between two looks at a server that is loading
@@ -70,7 +71,9 @@ class OpenAICompatibleLLM(ServedLLM):
     """A model behind /chat/completions. What its responses carry is told in `streamed_llm`.
 
     *The end.* An answer is complete when a choice says its `finish_reason`, and by nothing else: neither `[DONE]` nor
-    the end of the stream prove anything. The figures come after it, where the server sends them.
+    the end of the stream prove anything. The figures come after it, where the server sends them. An answer is also cut
+    at the texts of `stop` here, and then has no figures of the server's: mlx_lm.server looks for their tokens, and
+    passes over "Paris" where the model writes " Paris".
 
     *Arguments.* What the server does not know is not sent, and what it refuses is left out: the request is sent once
     more, because nothing of the first was accepted. Both are named in `settings_left_out` of the last response. So is
@@ -111,7 +114,7 @@ class OpenAICompatibleLLM(ServedLLM):
             )  # fmt: skip
         counted = await asyncio.to_thread(self.checked_count, prompt, arguments["max_tokens"])
         yield response("", phase="reading" if self._is_loaded else "loading")
-        answer = Writing(counted)
+        answer = Writing(counted, StopStrings(arguments["stop"] or ()))
         deadlines = Deadlines(arguments, self.preset.label)
         finish, figures = "", dict[str, Any]()
         usage_at = 0.0
@@ -144,12 +147,17 @@ class OpenAICompatibleLLM(ServedLLM):
                     yield response(answer.text, phase="thinking", thinking=thought)
                 if delta:
                     deadlines.token()
-                    answer.token()
-                    answer.text += delta
-                    yield response(answer.text, delta, phase="writing")
+                    shown, is_at_stop = answer.take(delta)
+                    if shown:
+                        yield response(answer.text, shown, phase="writing")
+                    if is_at_stop:
+                        finish = "stop"
+                        break
                 if ended:
                     finish = _finish(ended)
                     usage_at = asyncio.get_running_loop().time() + _USAGE_SECONDS
+                    if rest := answer.rest():
+                        yield response(answer.text, rest, phase="writing")
         if finish:
             yield self._last(answer, finish, figures, arguments)
 
@@ -203,6 +211,8 @@ class OpenAICompatibleLLM(ServedLLM):
         left_out = [name for name in _SAMPLING if arguments.get(name) is not None and names.get(name, "") not in sent]
         if "max_completion_tokens" in sent:
             left_out.remove("max_tokens")
+        if "stop" in left_out:  # which is heeded here
+            left_out.remove("stop")
         return left_out + (["context_window"] if self.is_narrowed else [])
 
     def _failure(self, event: dict[str, Any]) -> BackendError:

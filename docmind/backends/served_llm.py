@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field, PrivateAttr
 
+from docmind.backends.stop_strings import StopStrings
 from docmind.backends.streamed_llm import StreamedLLM
 from docmind.background import event_loop
 from docmind.config import Config  # noqa: TC001 (pydantic reads it)
@@ -141,9 +142,10 @@ class ServedLLM(StreamedLLM):
 
 @dataclass(slots=True)
 class Writing:
-    """An answer in the making."""
+    """An answer in the making. Servers differ in how they heed stop strings: those in `stops` are cut at here too."""
 
     counted: int  # tokens of its prompt, by our count
+    stops: StopStrings = field(default_factory=StopStrings)
     text: str = ""
     asked_at: float = field(default_factory=time.monotonic)
     first_at: float | None = None
@@ -153,6 +155,19 @@ class Writing:
         """A piece has come."""
         self.last_at = time.monotonic()
         self.first_at = self.first_at or self.last_at
+
+    def take(self, piece: str) -> tuple[str, bool]:
+        """What a piece of the text adds to what may be shown, and whether the answer ends there, at a stop string."""
+        self.token()
+        delta, is_end = self.stops.feed(piece)
+        self.text += delta
+        return delta, is_end
+
+    def rest(self) -> str:
+        """What could have become a stop string when the text ended."""
+        rest = self.stops.rest()
+        self.text += rest
+        return rest
 
     def first_token_seconds(self, loading: float = 0.0) -> float | None:
         """From the end of loading to the first piece; None: none has come."""

@@ -21,7 +21,8 @@ from peers import ticks_at_each_word
 
 from docmind.backends import child as child_module
 from docmind.backends import llama_cpp
-from docmind.backends.child_side import StopStrings, alternating, lacks_memory
+from docmind.backends.child_side import alternating, lacks_memory
+from docmind.backends.stop_strings import StopStrings
 from docmind.config import Config
 from docmind.errors import (
     BackendBusy,

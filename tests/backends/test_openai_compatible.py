@@ -386,10 +386,10 @@ def test_figures_that_a_server_will_not_send_are_done_without(server, llm):
 @pytest.mark.parametrize(
     "said",
     ["Field 'seed': type must be number, but is string", "`seed` must be less than 5", "unsupported",
-     "'stop' is unsupported", "property 'foo' is unsupported, did you mean 'seed'?"],
+     "'messages' is unsupported", "property 'foo' is unsupported, did you mean 'seed'?"],
 )  # fmt: skip
 def test_other_refusals_are_not_tried_again(server, llm, said):
-    """What the agent stops at cannot be left out, and a wrong value is the person's to mend."""
+    """The question cannot be left out, and a wrong value is the person's to mend."""
     server.enqueue(Reply(status=400, error={"message": said}))
     failure(lambda: llm.chat(HELLO, seed=3, stop=["x"]))
     assert len(server.chats) == 1
@@ -512,6 +512,37 @@ def test_only_two_reasons_complete_an_answer(server, llm, finish_reason, ends):
         assert llm.chat(HELLO).raw["finish_reason"] == ends
     else:
         assert failure(lambda: llm.chat(HELLO)).reason == ends
+
+
+def test_an_answer_is_cut_at_a_stop_string_that_the_server_passes_over(server, llm):
+    """mlx_lm.server does; what follows is neither shown nor waited for, and the server is left."""
+    server.is_heeding_stop = False
+    server.enqueue(Reply(["I look", " it up. Obs", "erve. Obser", "vation", ": 26", " people"], end="silence"))
+    responses = list(llm.stream_chat(HELLO, stop=["Observation:", "never"]))
+    assert responses[-1].message.content == "I look it up. Observe. "
+    assert "".join(response.delta or "" for response in responses) == "I look it up. Observe. "
+    assert responses[-1].raw["finish_reason"] == "stop"
+    assert responses[-1].raw["answer_tokens"] is None
+    server.wait_for(lambda: server.answering == 0)
+
+
+def test_the_beginning_of_a_stop_string_is_text_when_the_answer_ends_there(server, llm):
+    """It was held back, not lost."""
+    server.is_heeding_stop = False
+    server.enqueue(Reply(["An Obs"]))
+    responses = list(llm.stream_chat(HELLO, stop=["Observation:"]))
+    assert [response.delta for response in responses if response.delta] == ["An ", "Obs"]
+    assert responses[-1].message.content == "An Obs"
+
+
+def test_stop_strings_that_a_server_refuses_are_heeded_here(server, llm):
+    """So nothing was left out."""
+    server.refuses = {"stop"}
+    server.enqueue(Reply(["Two words", " and more"]))
+    answer = llm.chat(HELLO, stop=[" words"])
+    assert answer.message.content == "Two"
+    assert "stop" not in server.chats[-1]
+    assert "settings_left_out" not in answer.raw
 
 
 @pytest.mark.parametrize("end", ["reset_later", "silence_later"])

@@ -36,8 +36,9 @@ from websockets.asyncio.server import serve as serve_websockets
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Response
+from websockets.protocol import State
 
-from docmind.backends.child_side import StopStrings
+from docmind.backends.stop_strings import StopStrings
 from tests.servers.http_by_hand import PATIENCE
 from tests.servers.ollama import echo, starter_writer
 
@@ -615,7 +616,7 @@ async def _end_bad_frame(client, say, reply):
 
 async def _end_endless(client, say, reply):
     client.websocket.transport.write(b"\x81\x7f" + (1 << 40).to_bytes(8, "big"))  # the head of a text of a terabyte
-    while not client.websocket.transport.is_closing():
+    while client.websocket.state is State.OPEN:
         if client.websocket.transport.get_write_buffer_size() < 1 << 20:
             client.websocket.transport.write(b"x" * 65_536)
         await asyncio.sleep(0)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from ollama._types import ChatRequest, DeleteRequest, EmbedRequest, Message, Options, PullRequest, ShowRequest
 from pydantic import ValidationError
 
-from docmind.backends.child_side import StopStrings
+from docmind.backends.stop_strings import StopStrings
 from tests.servers import vectors
 from tests.servers.http_by_hand import PATIENCE, HandServer, running
 

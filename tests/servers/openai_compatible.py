@@ -30,7 +30,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsStr
 from openai.types.embedding_create_params import EmbeddingCreateParams
 from pydantic import TypeAdapter, ValidationError
 
-from docmind.backends.child_side import StopStrings
+from docmind.backends.stop_strings import StopStrings
 from tests.servers import vectors
 from tests.servers.http_by_hand import HandServer, running
 
@@ -115,6 +115,7 @@ class Server(HandServer):
         self.window = window
         self.pace_seconds = pace_seconds
         self.key: str | None = None  # then a request needs "Bearer KEY"
+        self.is_heeding_stop = True  # otherwise it writes on, as mlx_lm.server may
         self.is_loading = False  # then it says so to everything but its list of models
         self.refuses: set[str] = set()  # fields it does not know
         self.loaded: set[str] = {self.models[0]} if models else set()  # of those that load on demand
@@ -288,7 +289,7 @@ class Server(HandServer):
 
     async def _deltas(self, stream, source, request, reply):
         """Write until the source, a stop string or `max_tokens` ends it; how many, and why it ended."""
-        stop = request.get("stop") or []
+        stop = (self.is_heeding_stop and request.get("stop")) or []
         stops = StopStrings([stop] if isinstance(stop, str) else stop)
         limit = request.get("max_tokens") or request.get("max_completion_tokens") or -1
         written = 0
