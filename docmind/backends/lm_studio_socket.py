@@ -143,23 +143,27 @@ class Connection:
 
     async def close(self) -> None:
         """Cancel what runs, say goodbye, and go, whatever the server does."""
-        with contextlib.suppress(BackendError, *_GONE):
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                if self._running is not None:
-                    cancel = {"type": "channelSend", "channelId": self._running, "message": {"type": "cancel"}}
-                    await self._send(cancel)
-                if self._stream is not None:
-                    await self._write(CloseConnection(1000))
-                    # Until the server has said it too. A server whose next message meets a closed connection may lose
-                    # what it has not read yet, the cancel among it.
-                    while not any(isinstance(event, CloseConnection) for event in self._events):
-                        self._events.clear()
-                        await self._read()
-        for part in (self._stream, self._answer, self._client):
-            if part is not None:
-                with contextlib.suppress(*_GONE):
-                    async with asyncio.timeout(_CLOSE_SECONDS):
-                        await part.aclose()
+        try:
+            with contextlib.suppress(BackendError, *_GONE):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._say_goodbye()
+        finally:  # also when the loop ends meanwhile
+            for part in (self._stream, self._answer, self._client):
+                if part is not None:
+                    with contextlib.suppress(*_GONE):
+                        async with asyncio.timeout(_CLOSE_SECONDS):
+                            await part.aclose()
+
+    async def _say_goodbye(self) -> None:
+        if self._running is not None:
+            await self._send({"type": "channelSend", "channelId": self._running, "message": {"type": "cancel"}})
+        if self._stream is not None:
+            await self._write(CloseConnection(1000))
+            # Until the server has said it too: where its next message meets a closed connection, it may lose what it
+            # has not read yet, the cancel among it.
+            while not any(isinstance(event, CloseConnection) for event in self._events):
+                self._events.clear()
+                await self._read()
 
     # Asking
 

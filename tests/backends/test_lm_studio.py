@@ -18,6 +18,7 @@ from websockets.sync.client import connect
 
 from docmind import keys
 from docmind.backends import lm_studio
+from docmind.backends.lm_studio_socket import connected
 from docmind.backends.places import allow
 from docmind.errors import BackendError, BackendUnavailable, ContextTooLong, ModelCrashed, ModelNotFound
 
@@ -755,6 +756,27 @@ def test_a_stop_reaches_the_server_also_when_nobody_reads_on(server, llm):
         return [response.raw["finish_reason"] async for response in stream]
 
     assert asyncio.run(run()) == ["stopped"]
+
+
+def test_a_connection_is_closed_also_when_its_loop_ends_meanwhile(server, config):
+    """As `asyncio.run` ends one: by cancelling what is left."""
+    kept = []  # otherwise the system would close it
+
+    async def leave():
+        async with connected(config, server.url, "llm") as connection:
+            kept.append(connection)
+
+    async def run():
+        leaving = asyncio.create_task(leave())
+        while not (goodbyes := [task for task in asyncio.all_tasks() if "Connection.close" in repr(task)]):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # in which it begins
+        goodbyes[0].cancel()
+        await asyncio.wait([leaving, *goodbyes])
+        return goodbyes[0].cancelled()
+
+    assert asyncio.run(run())
+    assert kept[0]._stream.get_extra_info("socket").fileno() == -1
 
 
 def test_a_finished_answer_is_not_cancelled(server, llm):
