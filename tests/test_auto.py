@@ -121,6 +121,19 @@ def test_a_backend_beyond_this_device_counts_only_where_it_is_allowed(config, se
     assert ("192.168.1.20 is on your network, which is not allowed" in resolved.words) is not is_taken
 
 
+def test_an_address_of_its_own_is_asked_anew_before_there_is_said_to_be_nothing(config, monkeypatch):
+    """A model may have come since; only a page goes by what was said before."""
+    with serve(()) as server:
+        profile = auto(models={"ollama": ("qwen3.5*",)}, options={"ollama": {"url": server.url}})
+        assert not routing.resolve(config, profile).profiles
+        server.models["qwen3.5:9b"] = MODELS[1]
+        assert not routing.resolve(config, profile, is_patient=False).profiles
+        assert not routing.resolve(config, profile).profiles, "it was just asked"
+        monkeypatch.setattr(routing, "RECENT_SECONDS", 0.0)
+        (found,) = routing.resolve(config, profile).profiles
+    assert (found.model, found.options) == ("qwen3.5:9b", {"url": server.url})
+
+
 def test_where_nothing_is_there_one_way_to_get_a_model_is_named(config, ollama):
     """A command before advice."""
     gone = Profile("mine", AUTO, models={"llama.cpp": ("*Big-Model*",), "ollama": ("nowhere:9b*",)})

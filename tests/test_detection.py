@@ -6,6 +6,8 @@ import sys
 import threading
 
 import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
 from waiting import PATIENCE_SECONDS, wait_until
 
 from docmind import detection
@@ -40,6 +42,14 @@ def parrot(tmp_path, monkeypatch):
     yield parrot_backend
     REGISTRY.clear()
     REGISTRY.update(before)  # in its order, which monkeypatch would not give back
+
+
+@pytest.fixture
+def clean_streamlit():
+    """Its caches hold the configuration of one test."""
+    st.cache_resource.clear()
+    yield
+    st.cache_resource.clear()
 
 
 def test_all_backends_are_there_in_the_order_of_the_registry(config, parrot):
@@ -129,6 +139,43 @@ def test_a_backend_at_a_place_of_its_own_is_asked_once_too(config, parrot):
     assert parrot.asked == [{"url": url}]
     detection.detect_all(config, wait_seconds=PATIENCE_SECONDS)
     assert parrot.asked == [{"url": url}, None]
+
+
+def test_what_is_said_late_at_a_place_of_its_own_is_noticed(config, parrot):
+    """A page that waits for it is drawn anew."""
+    parrot.may_answer = threading.Event()
+    try:
+        assert detection.detect_at(config, "parrot", "http://127.0.0.1:9", wait_seconds=0).reason == "stalled"
+        drawn = detection.said(config)
+        assert not detection.is_complete(config)
+    finally:
+        parrot.may_answer.set()
+    wait_until(lambda: detection.is_complete(config))
+    assert detection.said(config) != drawn
+
+
+def test_an_open_page_that_nobody_uses_asks_nobody(config, parrot, clean_streamlit):
+    """It looks every second whether a slow backend has answered, however old the others' answers are."""
+    detection.detect_all(config, wait_seconds=PATIENCE_SECONDS)
+    parrot.may_answer = threading.Event()
+    detection.detect_at(config, "parrot", "http://127.0.0.1:9", wait_seconds=0)
+    wait_until(lambda: len(parrot.asked) == 2)
+    for asked in detection._asked.values():
+        asked.started_at = -2 * detection.KEPT_SECONDS
+
+    def script():
+        from docmind import detection
+        from pages.parts import frame
+        from pages.parts.sidebar import watch_backends
+
+        watch_backends(detection.said(frame.config()))
+
+    try:
+        app = AppTest.from_function(script, default_timeout=PATIENCE_SECONDS).run().run()
+        assert not app.exception
+        assert len(parrot.asked) == 2
+    finally:
+        parrot.may_answer.set()
 
 
 def test_a_thread_that_cannot_be_started_is_tried_again(config, parrot, monkeypatch):
