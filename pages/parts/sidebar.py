@@ -86,6 +86,8 @@ def _draw_chat(chat: Chat) -> None:
         action = st.menu_button(
             ":material/more_horiz:", ["Rename", "Delete"], key=f"menu-{chat.chat_id}", type="tertiary"
         )
+    if action:
+        st.session_state["has_dialog"] = True
     if action == "Rename":
         _rename(chat)
     elif action == "Delete":
@@ -203,11 +205,14 @@ def _draw_model() -> None:
 def watch_backends(drawn: object) -> None:
     """Draws the page anew when slow backends have answered otherwise than it shows.
 
-    To be called when the page is drawn: what was clicked on it would be lost otherwise.
+    To be called when the page is drawn: what was clicked on it would be lost otherwise. A page with a dialog is left as
+    it is, for drawing it would close the dialog.
 
     Args:
         drawn: What was said when it was drawn (`detection.said`).
     """
+    if st.session_state.pop("has_dialog", False):
+        return
     if not detection.is_complete(frame.config()) or detection.said(frame.config()) != drawn:
         _watch_backends(drawn)
 

@@ -280,6 +280,28 @@ def test_the_model_is_switched_in_the_middle_of_a_chat(app_server, page, stocked
     assert [m.details["model"] for m in _kept(stocked) if m.role == "assistant"] == [info.name, "second-model"]
 
 
+def test_a_chat_is_renamed_and_deleted_from_its_menu(app_server, page, stocked):
+    """Each asks in a dialog first; a deleted chat leaves an empty page."""
+    page.goto(app_server().url)
+    ask(page, QUESTION)
+    _wait_for_answers(page)
+    sidebar, dialog = page.get_by_test_id("stSidebar"), page.get_by_role("dialog")
+    menu = page.locator(f".st-key-menu-{_chat(stocked)} button")
+    menu.click()
+    page.get_by_role("menuitem", name="Rename").click()
+    dialog.get_by_label("Title").fill("About the harbour")
+    dialog.get_by_role("button", name="Rename").click()
+    sidebar.get_by_role("button", name="About the harbour").wait_for()
+    dialog.wait_for(state="hidden")
+    menu.click()
+    page.get_by_role("menuitem", name="Delete").click()
+    dialog.get_by_text("will be gone for good").wait_for()
+    assert [chat.title for chat in chats.list_chats(stocked)] == ["About the harbour"]
+    dialog.get_by_role("button", name="Delete").click()
+    page.get_by_text("What would you like to know?").wait_for()
+    assert chats.list_chats(stocked) == []
+
+
 def test_two_people_at_once_each_see_their_own_chat(app_server, browser, stocked):
     """Two browsers, two chats, two answers."""
     url = app_server().url

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 
 import pytest
 from waiting import PATIENCE_SECONDS, wait_until
 
-from docmind import chats, runs
+from docmind import chats, detection, runs
 from docmind.backends import backend
 
 pytestmark = pytest.mark.usefixtures("end_models")
@@ -160,7 +161,7 @@ def test_a_question_that_failed_says_why_and_what_to_do(app, library, insert):
     assert "There are" in app.main.error[0].value
 
 
-def test_chats_are_listed_opened_searched_renamed_and_deleted(app, stocked):
+def test_chats_are_listed_opened_and_searched(app, stocked):
     """All from the sidebar."""
     _answer(stocked, "c1", "About quays")
     _answer(stocked, "c2", "About bees")
@@ -175,6 +176,18 @@ def test_chats_are_listed_opened_searched_renamed_and_deleted(app, stocked):
     app.sidebar.text_input[0].set_value("").run()
     next(button for button in app.sidebar.button if button.label == "New chat").click().run()
     assert app.session_state["chat"] not in ("c1", "c2")
+
+
+@pytest.mark.parametrize("action", ["Rename", "Delete"])
+def test_a_dialog_stays_open_when_a_slow_backend_answers(app, stocked, monkeypatch, action):
+    """What was typed into it would be lost."""
+    _answer(stocked)
+    app.run()
+    looks = itertools.count()
+    monkeypatch.setattr(detection, "said", lambda config: min(next(looks), 3))  # something else at the first four looks
+    app.menu_button(key="menu-c1").click(action).run()
+    assert not app.exception
+    assert action in _labels(app.button)
 
 
 def test_a_chat_of_an_address_that_leads_nowhere_is_an_empty_one(app, stocked):
