@@ -189,6 +189,15 @@ def messages(library: Library, chat_id: str) -> list[Message]:
     return [_message(row, tuple(quotes.get(row["id"], ()))) for row in rows]
 
 
+def newest(library: Library, chat_id: str) -> tuple[int, str | None, str | None] | None:
+    """A chat's last message: `message_id`, `run_id` and `finished`, which differ when something was said since."""
+    with store.reading(library.path) as db:
+        row = db.execute(
+            "SELECT id, run_id, finished FROM messages WHERE chat_id = ? ORDER BY id DESC LIMIT 1", (chat_id,)
+        ).fetchone()
+    return tuple(row) if row else None
+
+
 def rename(library: Library, chat_id: str, title: str) -> None:
     """Give a chat another title; an empty one changes nothing."""
     if title.strip():

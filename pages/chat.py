@@ -37,9 +37,11 @@ def main() -> None:
         question = _draw_question_box(run)
         if question:
             _ask(library, chat_id, question)
+        newest = chats.newest(library, chat_id)  # first: what changes from here on is noticed
         messages = chats.messages(library, chat_id)
         _take_click()
         _draw(library, chat_id, messages, run)
+        _watch(library, chat_id, run.run_id if run else None, newest)
     except DocMindError as error:
         frame.show_error(error)
 
@@ -148,7 +150,6 @@ def _draw_chat(library: Library, chat_id: str, messages: list[Message], run: Run
                 _go_on(library, chat_id)
             if asked and st.button("Ask again", icon=":material/refresh:", key="again"):
                 _ask(library, chat_id, asked)
-    _watch(chat_id, run.run_id if run else None)
 
 
 @st.fragment(run_every=SNAPSHOT_SECONDS)
@@ -162,10 +163,10 @@ def _draw_growing(run_id: str) -> None:
 
 
 @st.fragment(run_every=WATCH_SECONDS)
-def _watch(chat_id: str, seen: str | None) -> None:
-    """Notices what another tab does in this chat."""
+def _watch(library: Library, chat_id: str, seen_run: str | None, seen: object) -> None:
+    """Notices what another tab does in this chat, also an answer that began and ended between two looks."""
     run = runs.answering(chat_id)
-    if (run.run_id if run else None) != seen:
+    if (run.run_id if run else None) != seen_run or (run is None and chats.newest(library, chat_id) != seen):
         st.rerun()
 
 

@@ -322,6 +322,23 @@ def test_two_people_at_once_each_see_their_own_chat(app_server, browser, stocked
             person.close()
 
 
+def test_what_is_said_in_a_chat_elsewhere_is_drawn(app_server, page, stocked):
+    """By another program on the same library, from its beginning to its end between two looks of the page."""
+
+    def say(question):
+        run_id = runs.start_run(stocked, "answer")
+        chats.fail(stocked, chats.begin(stocked, "c1", question, run_id), ModelNotFound("No model.", "Choose one."))
+        runs.finish_run(stocked, run_id, "failed")
+
+    say("What is a quay?")
+    page.goto(f"{app_server().url}/?c=c1")
+    messages = page.get_by_test_id("stChatMessage")
+    messages.get_by_text("What is a quay?").wait_for()
+    say("And what is a mole?")
+    messages.get_by_text("And what is a mole?").wait_for()
+    wait_until(lambda: messages.count() == 4)
+
+
 def test_a_killed_server_keeps_what_was_written(app_server, page, talkative):
     """The next start shows it, and that it was cut."""
     served = app_server()
