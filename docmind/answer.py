@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from docmind import breaker, chats, continuing, history, routing, runs, tools
 from docmind.backends import ModelInfo
 from docmind.backends import backend as find_backend
+from docmind.backends.places import checked_place, where_text_goes
 from docmind.background import follow
 from docmind.citations import Citation, Sentence, cite, is_refusal, split_sentences, strip_markers
 from docmind.context import as_json
 from docmind.errors import BackendError, BackendUnavailable, DocMindError
-from docmind.events import FellBack, ModelWaiting, Phase, StepFinished, StepStarted, TextDelta
+from docmind.events import FellBack, ModelWaiting, Phase, StepFinished, StepStarted, TextDelta, TextLeaves
 from docmind.follow_up import standalone
 from docmind.history import History, Turn
 from docmind.parse.boxes import boxes_for
@@ -122,7 +123,7 @@ class Answer:
         }
 
 
-AnswerEvent = StepStarted | StepFinished | ModelWaiting | TextDelta | FellBack | Answer
+AnswerEvent = StepStarted | StepFinished | ModelWaiting | TextLeaves | TextDelta | FellBack | Answer
 
 
 @dataclass(slots=True)
@@ -191,7 +192,7 @@ def ask(
         run_id: Of the run that is recorded; None: a new one.
 
     Yields:
-        StepStarted, StepFinished, ModelWaiting, TextDelta, FellBack, and last the Answer.
+        StepStarted, StepFinished, TextLeaves, ModelWaiting, TextDelta, FellBack, and last the Answer.
 
     Raises:
         DocMindError: Nothing can be answered: the library is empty, the model is not there, …
@@ -287,6 +288,10 @@ def _attempt(work: _Work, profile: Profile) -> Iterator[AnswerEvent]:
     work.profile = profile = routing.for_model(profile, work.model)
     llm: Any = find_backend(profile.backend).build(library.config, work.model.name, routing.options(profile))
     work.url = getattr(llm, "url", None)
+    if work.url is not None:
+        place = checked_place(library.config, work.url, carries_text=True)
+        if place != "this device":
+            yield TextLeaves(place, where_text_goes(work.url)[1])
     try:
         routing.free_memory(but=profile.backend)
         yield from _by_model(work, llm, profile)

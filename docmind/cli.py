@@ -339,7 +339,7 @@ def _search(arguments: argparse.Namespace) -> int:
 
 def _ask(arguments: argparse.Namespace) -> int:
     from docmind import answer as answers
-    from docmind.events import FellBack, ModelWaiting, StepFinished, StepStarted, TextDelta
+    from docmind.events import FellBack, ModelWaiting, StepFinished, StepStarted, TextDelta, TextLeaves
 
     library = _library(arguments)
     answer: Answer | None = None
@@ -371,6 +371,9 @@ def _ask(arguments: argparse.Namespace) -> int:
                         _print(f"{before} could not go on: {message} {after} is asked instead.\n", file=sys.stderr)
                 case ModelWaiting():
                     _status(waiting_line(event))
+                case TextLeaves(place, host) if not arguments.json:
+                    _status("")
+                    _print(f"Question and passages go to {host} on {place}.", file=sys.stderr)
                 case TextDelta(text, replaces):
                     _status("")
                     if arguments.json:

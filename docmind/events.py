@@ -46,6 +46,19 @@ class ModelWaiting:
 
 
 @dataclass(frozen=True, slots=True)
+class TextLeaves:
+    """Question and passages are about to be sent beyond this device.
+
+    Attributes:
+        place: "your network" or "the internet".
+        host: The machine they go to.
+    """
+
+    place: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """The next piece of the answer as shown.
 

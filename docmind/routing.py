@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import sys
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -16,7 +17,7 @@ from docmind.backends import REGISTRY, checked_options
 from docmind.backends import backend as find_backend
 from docmind.backends.places import is_allowed, where_text_goes
 from docmind.detection import KEPT_SECONDS, PATIENT_SECONDS, detect_all, detect_at
-from docmind.errors import BackendError, BackendUnavailable, ModelNotFound, ProfileError
+from docmind.errors import BackendError, BackendUnavailable, DocMindError, ModelNotFound, ProfileError
 from docmind.profiles import AUTO, Profile, find_profile
 from docmind.settings import read_settings
 from docmind.wording import absence_words
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from docmind.backends import Detection, ModelInfo
     from docmind.config import Config
-    from docmind.errors import DocMindError
 
 # A model of this size can drive the agent: about 3 billion parameters in 4 bits. Smaller ones repeat themselves.
 AGENT_BYTES: Final = 1_500_000_000
@@ -73,22 +73,39 @@ def choose(config: Config, profile: str | None, backend: str | None, model: str 
     )  # fmt: skip
 
 
-def with_fallbacks(config: Config, profile: Profile) -> list[Profile]:
-    """The profile, then those it names to go on with; one that is missing, broken or switched off is left out.
+def with_fallbacks(config: Config, profile: Profile, *, is_patient: bool = True) -> list[Profile]:
+    """The profile, then those it names to go on with, but for the `fallbacks_left_out`.
 
     Of an `auto` profile every backend's model is there, in the person's order; where none has any it stands itself,
-    and `find_model` says what is missing.
+    and `find_model` says what is missing. The same model at another address, or loaded otherwise, may go on.
+
+    Args:
+        is_patient: As for `resolve`.
+
+    Raises:
+        DocMindError: What is wrong with an `auto` profile's own values; a fallback's are for `find_model` to tell.
     """
-    route = _resolved(config, profile)
+    route = _resolved(config, profile, is_patient)
+    for name in profile.fallbacks:
+        if name not in fallbacks_left_out(config, profile):
+            there = [(p.backend, p.model, options(p)) for p in route]
+            others = _resolved(config, find_profile(config, name), is_patient)
+            route += [p for p in others if (p.backend, p.model, options(p)) not in there]
+    return route
+
+
+def fallbacks_left_out(config: Config, profile: Profile) -> tuple[str, ...]:
+    """The fallbacks that a profile names in vain: missing, broken or switched off."""
+    left_out = []
     for name in profile.fallbacks:
         try:
             other = find_profile(config, name)
-        except ProfileError:
-            continue
-        if other.enabled:
-            there = [(p.backend, p.model) for p in route]
-            route += [p for p in _resolved(config, other) if (p.backend, p.model) not in there]
-    return route
+            check(other)
+            if not other.enabled:
+                left_out.append(name)
+        except DocMindError:
+            left_out.append(name)
+    return tuple(dict.fromkeys(left_out))
 
 
 def find_model(config: Config, profile: Profile) -> ModelInfo:
@@ -97,9 +114,11 @@ def find_model(config: Config, profile: Profile) -> ModelInfo:
     Raises:
         BackendUnavailable: Its backend is not there, or for `auto` none has one of the models.
         ModelNotFound: The backend has no such model.
+        BackendError: One of its values is none (`check`).
     """
     if profile.backend == AUTO:
         raise nothing_there(config, profile)
+    check(profile)
     found = find_backend(profile.backend).detect(config, options(profile))
     for info in found.models:
         if info.name == profile.model:
@@ -139,7 +158,11 @@ def resolve(config: Config, profile: Profile, *, is_patient: bool = True) -> Res
 
     Args:
         is_patient: Whether slow backends are waited for, and all are asked anew before there is said to be nothing.
+
+    Raises:
+        DocMindError: One of its values is none (`check`).
     """
+    check(profile)
     wait_seconds = PATIENT_SECONDS if is_patient else None
     for max_age_seconds in (KEPT_SECONDS, RECENT_SECONDS) if is_patient else (KEPT_SECONDS,):
         found = detect_all(config, max_age_seconds=max_age_seconds, wait_seconds=wait_seconds)
@@ -195,9 +218,11 @@ def nothing_there(config: Config, profile: Profile) -> BackendUnavailable:
     )
 
 
-def _resolved(config: Config, profile: Profile) -> list[Profile]:
+def _resolved(config: Config, profile: Profile, is_patient: bool) -> list[Profile]:
     """A profile's own way: itself, or what `auto` comes to, or itself again where that is nothing."""
-    return list(resolve(config, profile).profiles) or [profile] if profile.backend == AUTO else [profile]
+    if profile.backend != AUTO:
+        return [profile]
+    return list(resolve(config, profile, is_patient=is_patient).profiles) or [profile]
 
 
 def _resolve(
@@ -328,9 +353,12 @@ def settings_left_out(profile: Profile) -> tuple[str, ...]:
 
 
 def all_left_out(profile: Profile, receipt: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same, with those that the server refused in a call (`settings_left_out` of its last message)."""
+    """The same, with those that the server refused in a call (`settings_left_out` of its last message), and a window
+    that is smaller than the profile's."""
     names = {argument: name for name, argument in ARGUMENTS.items()}
     refused = [names.get(argument, argument) for argument in receipt.get("settings_left_out") or ()]
+    if profile.context_window is not None and (receipt.get("context_window") or math.inf) < profile.context_window:
+        refused.append("context_window")
     return tuple(dict.fromkeys([*settings_left_out(profile), *refused]))
 
 

@@ -58,10 +58,8 @@ def fit_words(fit: Fit) -> str:
 
 
 def left_out_words(names: Sequence[str], label: str) -> str:
-    """ "temperature and top_k are not settings of llama.cpp", for a receipt or a card."""
-    if len(names) == 1:
-        return f"{names[0]} is not a setting of {label}"
-    return f"{', '.join(names[:-1])} and {names[-1]} are not settings of {label}"
+    """ "llama.cpp does not take temperature and top_k as set", for a receipt or a card."""
+    return f"{label} does not take {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} as set"
 
 
 def waiting_line(event: ModelWaiting) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from servers.ollama import Model, serve
+from servers.ollama import Model, Reply, serve
 
 from docmind import routing
 from docmind.answer import ask
 from docmind.backends import REGISTRY, Detection, ModelInfo, backend
 from docmind.cli import main
 from docmind.errors import BackendError, BackendUnavailable, ProfileError
-from docmind.events import FellBack
+from docmind.events import FellBack, TextLeaves
 from docmind.profiles import AUTO, ROLES, Profile, find_profile, save_profile
 from docmind.settings import Settings, save_settings
 
@@ -262,6 +262,18 @@ def test_an_answer_of_auto_that_was_cut_goes_on_with_the_model_it_came_to(stocke
     assert answer.choice == "mine → Scripted · script"
 
 
+def test_the_command_says_where_text_goes_before_it_is_sent(stocked, ollama, monkeypatch, capsys):
+    """When that is beyond this device; the stand-in is taken for such a place."""
+    monkeypatch.setattr("docmind.answer.checked_place", lambda config, url, carries_text: "your network")
+    ollama.enqueue(Reply(("Answer: ", COST)))
+    events = ask(stocked, QUAY, backend="ollama", model="qwen3:4b-instruct")
+    told = [(event.place, event.host, len(ollama.chats)) for event in events if isinstance(event, TextLeaves)]
+    assert told == [("your network", "127.0.0.1", 0)]
+    ollama.enqueue(Reply(("Answer: ", COST)))
+    main(["ask", QUAY, "--backend", "ollama", "--model", "qwen3:4b-instruct", "--home", str(stocked.config.home)])
+    assert "Question and passages go to 127.0.0.1 on your network." in capsys.readouterr().err
+
+
 def test_the_command_says_what_was_chosen_and_what_was_left_out(stocked, script, capsys):
     """Below the figures, away from the answer."""
     order(stocked.config, "scripted")
@@ -270,5 +282,5 @@ def test_the_command_says_what_was_chosen_and_what_was_left_out(stocked, script,
     assert main(["ask", QUAY, "--profile", "mine", "--home", str(stocked.config.home)]) == 0
     out, err = capsys.readouterr()
     assert "mine → Scripted · script" in err
-    assert "top_k is not a setting of scripted." in err
+    assert "scripted does not take top_k as set." in err
     assert "top_k" not in out

@@ -201,7 +201,7 @@ def test_a_profile_is_saved_changed_and_removed(run, run_json):
     assert (status, "already" in err) == (1, True)
     status, lines, _ = run("profiles", "save", "Mine", "--from", "Mine", "--set", "temperature=1", "--overwrite")
     assert status == 0
-    assert "idle_seconds is not a setting of llama.cpp" in "".join(lines)
+    assert "does not take idle_seconds as set" in "".join(lines)
     shown = run_json("profiles", "show", "Mine")[1][0]["options"]
     assert (shown["temperature"], shown["threads"]) == (1.0, 2)
     assert run_json("profiles", "remove", "Mine")[1][0]["removed"] == "Mine"

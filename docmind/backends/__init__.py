@@ -215,6 +215,13 @@ def _checked_value(option: Option, value: Any) -> Any:
         raise BackendError(
             f"{value!r} is no value for '{option.name}'.", f"It takes {_accepted(option)}.", reason="invalid_option"
         )
+    if option.unit == "address" and any(mark in value for mark in "@?#"):  # it is shown and kept, and a key must not be
+        raise BackendError(
+            f"The address in '{option.name}' holds more than scheme, host, port and path.",
+            "Leave out names, passwords and keys, and whatever follows ? or #. A key is kept with "
+            "`docmind keys keep ADDRESS`, or on the Models page.",
+            reason="invalid_option",
+        )
     return value
 
 

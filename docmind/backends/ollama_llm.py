@@ -20,6 +20,7 @@ from pydantic import Field
 
 from docmind.backends.careful_http import (
     HEADERS,
+    bad_response,
     clean,
     client_settings,
     converted,
@@ -126,7 +127,9 @@ class OllamaLLM(ServedLLM):
                         deadlines.token()
                         answer.token()
                         yield response(answer.text, phase="thinking", thinking=thought)
-                    if delta := clean(message.get("content")):
+                    if not isinstance(content := message.get("content") or "", str):
+                        raise bad_response("It sent an answer that is no text.")
+                    if delta := clean(content):
                         deadlines.token()
                         answer.token()
                         answer.text += delta
@@ -255,7 +258,7 @@ class _Client(ollama.AsyncClient):
                     await self._refuse(answer.status_code, await read_whole(answer), request["model"])
                 async for event in read_lines(answer):
                     if "error" in event:
-                        await self._refuse(200, str(event["error"]).encode(), request["model"])
+                        await self._refuse(200, str(event["error"]).encode("utf-8", "replace"), request["model"])
                     yield event
 
     async def _refuse(self, status: int, body: bytes, model: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from pydantic import Field
 
 from docmind.backends.careful_http import (
     HEADERS,
+    bad_response,
     clean,
     client_settings,
     converted,
@@ -183,6 +185,8 @@ class OpenAICompatibleLLM(ServedLLM):
                     if is_loading(answer.status_code, text):
                         yield _LOADING
                         await self._loaded(client)
+                        # A proxy may say so of a model behind it, and be healthy itself.
+                        await asyncio.sleep(_LOADING_SECONDS)
                         continue
                     sent = [name for name in request if name not in _NEEDED]
                     if more := refused_fields(answer.status_code, text, sent):
@@ -219,7 +223,7 @@ class OpenAICompatibleLLM(ServedLLM):
         """The error for an error in the middle of a stream."""
         error = event["error"]
         status = count(error.get("code")) if isinstance(error, dict) else None
-        text = error if isinstance(error, str) else httpx.Request("POST", self.url, json=event).content.decode()
+        text = clean(error) if isinstance(error, str) else json.dumps(event)  # in ASCII, also half a surrogate pair
         return refusal(status if status is not None and 400 <= status < 600 else 200, text, self.url, self.preset)
 
     def _last(self, answer: Writing, finish: str, figures: dict[str, Any], arguments: dict[str, Any]) -> ChatResponse:
@@ -319,11 +323,24 @@ def _choice(event: dict[str, Any]) -> tuple[str, str, str]:
     """What an event adds to the answer, to the thoughts, and the reason why the answer ends with it."""
     choices = event.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
-    if not isinstance(choice, dict):
+    if not isinstance(choice, dict) or choice.get("index"):  # one of several, where we asked for one
         return "", "", ""
     delta = _part(choice, "delta") or _part(choice, "message")  # a server that does not stream sends a message
     thought = clean(delta.get("reasoning_content")) or clean(delta.get("reasoning"))
-    return clean(delta.get("content")), thought, clean(choice.get("finish_reason"))
+    return _text(delta.get("content")), thought, clean(choice.get("finish_reason"))
+
+
+def _text(content: object) -> str:
+    """A content, which may come in parts: [{"type": "text", "text": …}], of which only texts belong to the answer.
+
+    Raises:
+        BackendError: It is something else: leaving it out would pass a piece of an answer for the whole.
+    """
+    if content is None or isinstance(content, str):
+        return clean(content)
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise bad_response("It sent an answer that is no text.")
+    return "".join(clean(part.get("text")) for part in content if part.get("type") == "text")
 
 
 def _finish(reason: str) -> str:

@@ -82,8 +82,8 @@ def _draw_consent(settings: Settings, url: str, host: str) -> None:
 
 def _draw_fallbacks(settings: Settings, urls: Sequence[str]) -> None:
     """Who else may be asked when this model fails, beyond this device."""
-    hosts = [where_text_goes(url)[1] for url in urls if is_allowed(settings, url) and not settings.local_only]
-    beyond = [host for host in dict.fromkeys(hosts) if where_text_goes(host)[0] != "this device"]
+    allowed = [where_text_goes(url) for url in urls if is_allowed(settings, url) and not settings.local_only]
+    beyond = list(dict.fromkeys(host for place, host in allowed if place != "this device"))
     if beyond:
         st.caption(f":orange[If it fails: {plain(', '.join(beyond), limit=100)}]")
 

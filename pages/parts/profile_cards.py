@@ -70,6 +70,10 @@ def _draw_profile(profile: Profile, found: Sequence[Detection]) -> None:
         left_out = routing.settings_left_out(real)
         if left_out:
             st.caption(f":orange[{plain(left_out_words(left_out, real.backend))}.]")
+        in_vain = routing.fallbacks_left_out(config(), profile)
+        if in_vain and in_vain != (DEFAULT,):  # nobody chose that one
+            words = f"Cannot go on when it fails: {', '.join(in_vain)}. Mend or leave out with Edit."
+            st.caption(f":orange[{plain(words, limit=300)}]")
         if problem is not None:
             _draw_problem(problem, chosen)
         if st.session_state.get("deleting") == profile.name and profile.source == "user":

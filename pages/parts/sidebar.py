@@ -187,18 +187,17 @@ def _draw_model() -> None:
         fitting = next((p for p in profiles if _place_of(p) == (backend, model)), None)
         state["profile"], state["backend"], state["model"] = fitting and fitting.name, backend, model
     profile = next((p for p in profiles if p.name == state["profile"]), None) or Profile("", backend, model or "")
-    others = [p for name in profile.fallbacks for p in profiles if p.name == name and p.backend != AUTO]
-    if profile.backend == AUTO:
-        try:
-            resolved = routing.resolve(frame.config(), profile, is_patient=False)
-        except DocMindError as error:  # the settings cannot be read
-            frame.show_error(error)
-            return
+    try:
+        route = routing.with_fallbacks(frame.config(), profile, is_patient=False)
+        resolved = routing.resolve(frame.config(), profile, is_patient=False) if profile.backend == AUTO else None
+    except DocMindError as error:  # the settings cannot be read, or a value of the profile is none
+        frame.show_error(error)
+        return
+    if resolved is not None:
         otherwise = f"no model of this role; {profile.fallbacks[0]} answers" if profile.fallbacks else "no model"
         st.caption(f"→ {plain(resolved.chosen or otherwise, limit=80)}", help=plain(resolved.words, limit=300))
-        others = [*resolved.profiles, *others]
-        profile, others = (others[0], others[1:]) if others else (profile, [])
-    url, is_known = routing.where(frame.config(), profile, found)
+    first, *others = [p for p in route if p.backend != AUTO] or [profile]
+    url, is_known = routing.where(frame.config(), first, found)
     draw_place(url, is_known=is_known, fallbacks=[routing.where(frame.config(), other, found)[0] for other in others])
 
 

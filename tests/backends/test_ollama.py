@@ -345,7 +345,7 @@ def test_an_answer_cut_by_its_limit_says_so(server, llm):
 @pytest.mark.parametrize(
     "line",
     [b'{"message": {"role": "assistant", "content": null}}', b'{"message": null}', b"{}", b'{"message": [1]}',
-     b'{"message": {"content": 7, "thinking": {}}}', b'{"message": {"content": ""}, "done": "yes"}', b"", b"   "],
+     b'{"message": {"thinking": {}}}', b'{"message": {"content": ""}, "done": "yes"}', b"", b"   "],
 )  # fmt: skip
 def test_an_event_without_words_is_passed_over(server, llm, line):
     """LlamaIndex's own class stops at some of these."""
@@ -373,6 +373,18 @@ def test_half_a_character_can_be_stored(server, llm):
     """A lone surrogate would stop the database."""
     server.enqueue(Reply(lines=(b'{"message": {"content": "a\\ud83d"}}\n',), deltas=["b"]))
     assert llm.chat(HELLO).message.content.encode("utf-8") == b"a?b"
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [(Reply(end="error", error="bad \ud800 x"), "backend_failed"),
+     (Reply(lines=(b'{"message": {"content": [{"text": "hi"}]}}\n',)), "bad_response")],
+    ids=["half a surrogate pair", "no text"],
+)  # fmt: skip
+def test_what_cannot_be_read_ends_the_answer_with_a_reason(server, llm, reply, reason):
+    """It neither passes for an answer nor fails in us."""
+    server.enqueue(reply)
+    assert failure(lambda: llm.chat(HELLO)).reason == reason
 
 
 @pytest.mark.parametrize(

@@ -514,6 +514,37 @@ def test_only_two_reasons_complete_an_answer(server, llm, finish_reason, ends):
         assert failure(lambda: llm.chat(HELLO)).reason == ends
 
 
+def event(delta, **choice):
+    """One event of a stream, as a server writes it."""
+    return b"data: " + json.dumps({"choices": [{"delta": delta, **choice}]}).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [([event({"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Two "}]})], "Two Hello"),
+     ([event({"content": "A", "index": 0}), event({"content": "B"}, index=1)], "AHello")],
+    ids=["parts", "a second choice"],
+)  # fmt: skip
+def test_contents_of_other_forms_are_read_and_second_choices_are_not(server, llm, lines, text):
+    """Mistral's thinking models write parts; two answers in one would be none."""
+    server.enqueue(Reply(("Hello",), lines=tuple(lines)))
+    assert llm.chat(HELLO).message.content == text
+
+
+@pytest.mark.parametrize("content", [5, {"text": "x"}, ["x"]])
+def test_a_content_that_is_no_text_is_no_answer(server, llm, content):
+    """Leaving it out would pass a piece for the whole."""
+    server.enqueue(Reply(lines=(event({"content": content}),)))
+    assert failure(lambda: llm.chat(HELLO)).reason == "bad_response"
+
+
+@pytest.mark.parametrize("error", [{"message": "x", "code": float("nan")}, {"message": "\ud800"}, "\ud800"])
+def test_an_error_that_cannot_be_read_is_an_error_too(server, llm, error):
+    """And none of ours."""
+    server.enqueue(Reply(("Well",), end="error", error=error))
+    assert failure(lambda: llm.chat(HELLO)).reason == "backend_failed"
+
+
 def test_an_answer_is_cut_at_a_stop_string_that_the_server_passes_over(server, llm):
     """mlx_lm.server does; what follows is neither shown nor waited for, and the server is left."""
     server.is_heeding_stop = False
@@ -579,7 +610,7 @@ def chat_at(url, llm):
 @pytest.mark.parametrize(
     "line",
     [b'data: {"choices": []}', b'data: {"choices": [{"delta": null}]}', b"data: {}", b'data: {"choices": [[1]]}',
-     b'data: {"choices": [{"delta": {"content": 7, "reasoning_content": {}}, "finish_reason": 3}]}', b": comment",
+     b'data: {"choices": [{"delta": {"reasoning_content": {}}, "finish_reason": 3}]}', b": comment",
      b"event: message", b"id: 7", b"retry: 1000", b"data:", b"", b'data: {"usage": {"prompt_tokens": "x"}}',
      b'data: {"error": null}'],
 )  # fmt: skip
@@ -745,6 +776,13 @@ def test_a_server_that_loads_is_waited_for_by_a_call(server, build):
     assert response.raw["finish_reason"] == "length"
     server.is_loading = True
     assert failure(lambda: model.chat(HELLO, first_token_seconds=1.0)).reason == "stalled"
+
+
+def test_a_proxy_that_says_so_of_a_model_behind_it_is_asked_twice_a_second(server, llm):
+    """It is healthy itself; each time the whole prompt goes there."""
+    server.enqueue(*[Reply(status=503, error={"message": "Loading model"})] * 1000)
+    assert failure(lambda: llm.chat(HELLO, first_token_seconds=1.2)).reason == "stalled"
+    assert 1 <= len(server.chats) <= 3
 
 
 def test_a_server_that_loads_is_there_in_a_moment(server, build, config):

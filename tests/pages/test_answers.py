@@ -133,6 +133,6 @@ def test_the_receipt_says_what_was_chosen_and_which_settings_were_left_out(app, 
     script.append("Repairs of the north quay cost 3.7 million euros.")
     list(ask(stocked, QUESTION, profile="mine", chat="c1"))
     open_chat(app)
-    (receipt,) = [p for p in app.main.get("popover") if "is not a setting" in p.proto.popover.label]
-    assert plain("top_k is not a setting of scripted") in receipt.proto.popover.label
+    (receipt,) = [p for p in app.main.get("popover") if "as set" in p.proto.popover.label]
+    assert plain("scripted does not take top_k as set") in receipt.proto.popover.label
     assert any(plain("mine → Scripted · script") in text for text in texts(app))

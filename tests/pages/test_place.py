@@ -26,8 +26,8 @@ def nothing_cached():
 def place(config, nothing_cached):
     """Draws the place of an address in an app of its own, before anything else is there."""
 
-    def draw(url):
-        script = f"from pages.parts.place import draw_place\ndraw_place({url!r})\n"
+    def draw(url, fallbacks=()):
+        script = f"from pages.parts.place import draw_place\ndraw_place({url!r}, fallbacks={fallbacks!r})\n"
         return AppTest.from_string(script, default_timeout=PATIENCE_SECONDS).run()
 
     return draw
@@ -45,6 +45,20 @@ def test_a_model_on_this_device_needs_no_word(place, url):
     app = place(url)
     assert captions(app) == [":green[●] on this device"]
     assert [button.key for button in app.button] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("http://[::1]:11434", None), ("http://192.168.1.20:11434", "192.168.1.20"),
+     ("http://[2001:db8::1]:11434", "2001:db8::1")],
+)  # fmt: skip
+def test_who_goes_on_beyond_this_device_is_said(place, config, url, said):
+    """Where it is allowed."""
+    if said:
+        assert len(captions(place(None, [url]))) == 1
+        allow(config, url)
+    words = captions(place(None, [url]))[1:]
+    assert words == ([f":orange[If it fails: {plain(said)}]"] if said else [])
 
 
 @pytest.mark.parametrize(

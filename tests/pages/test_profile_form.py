@@ -9,7 +9,8 @@ from servers.ollama import Model, serve
 from waiting import PATIENCE_SECONDS
 
 from docmind import detection, model_runs
-from docmind.backends import llama_cpp
+from docmind.backends import Detection, ModelInfo, llama_cpp
+from docmind.backends.places import allow
 from docmind.profiles import AUTO, Profile, find_profile, load_profiles, save_profile
 from docmind.settings import read_settings
 from pages.parts.safe import plain, plain_with_code
@@ -177,7 +178,7 @@ def test_another_backend_brings_its_own_options(page, monkeypatch):
 def test_settings_a_backend_does_not_have_are_shown(page, mine):
     """On the card, and in the form."""
     app = page()
-    assert any(plain("idle_seconds is not a setting of llama.cpp") in text for text in drawn(app))
+    assert any(plain("llama.cpp does not take idle_seconds as set") in text for text in drawn(app))
     choose(app, "mine", "Edit")
     assert any(text.startswith("llama.cpp (built in) has no setting for:") for text in drawn(app))
 
@@ -202,6 +203,39 @@ def test_a_click_counts_also_when_a_backend_answers_while_the_page_is_drawn(page
     press(app, "up ollama")
     assert read_settings(config).backend_order[:2] == ("ollama", "llama.cpp")
     assert next(asked) > 4, "it was not drawn anew"
+
+
+def test_where_text_goes_when_a_model_fails_is_said_of_auto_too(page, config, monkeypatch):
+    """What it comes to is asked then."""
+    url = "http://192.168.1.20:11434"
+    models = (ModelInfo("qwen3:4b-instruct", 8192, 2_500_000_000, None, True),)
+    found = [*detection.detect_all(config, wait_seconds=PATIENCE_SECONDS)]
+    found = [d for d in found if d.backend != "ollama"]
+    found.append(Detection("ollama", "Ollama", True, None, None, url, "0.20", models))
+    monkeypatch.setattr(detection, "detect_all", lambda *args, **kwargs: found)
+    monkeypatch.setattr("docmind.routing.detect_all", lambda *args, **kwargs: found)
+    allow(config, url)
+    save_profile(config, Profile("mine", "llama.cpp", STARTER, fallbacks=("fast",), source="user"))
+    app = page()
+    app.session_state["pending_profile"] = "mine"
+    app.run()
+    assert any("If it fails" in text and plain("192.168.1.20") in text for text in drawn(app))
+
+
+def test_a_profile_with_a_value_that_is_none_is_told_and_the_page_stands(page, config):
+    """Written by hand; in use too."""
+    folder = config.model_folders[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.toml").write_text('backend = "auto"\nrole = "fast"\n[options]\nollama = "http://x"\n')
+    (folder / "other.toml").write_text(f'backend = "llama.cpp"\nmodel = "{STARTER}"\nfallbacks = ["gone", "mine"]\n')
+    app = page()
+    app.session_state["pending_profile"] = "mine"
+    app.run()
+    assert not app.exception
+    assert any("options stand in a table" in text for text in drawn(app))
+    assert any(plain("Cannot go on when it fails: gone, mine.") in text for text in drawn(app))
+    app.sidebar.selectbox[0].select("llama.cpp").run()
+    assert not app.exception
 
 
 def test_auto_is_an_entry_of_the_sidebar_with_its_roles(page, monkeypatch):
