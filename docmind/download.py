@@ -41,6 +41,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 from docmind.backends import Progress
 from docmind.backends.gguf_files import model_name, parts
 from docmind.errors import BackendBusy, BackendError, BackendUnavailable, ModelNotFound
+from docmind.keys import given_out
 
 if TYPE_CHECKING:
     import threading
@@ -521,7 +522,7 @@ def _megabytes(count: int) -> str:
 def _shown(piece: bytes) -> str:
     from docmind.backends.careful_http import plain
 
-    return plain(piece[:80].decode("utf-8", "replace"))
+    return plain(piece.decode("utf-8", "replace"))[:80]  # cut last: of a key that is repeated no half may be left
 
 
 def _refuse_other_size(file: HubFile, total: int) -> None:
@@ -713,6 +714,7 @@ async def _answer(
                     if answer.status_code in (401, 403) and not token and _is_hub(url):
                         token = os.environ.get("HF_TOKEN", "").strip()
                         if token and token.isascii() and token.isprintable():
+                            given_out(token)
                             continue
                     if answer.status_code >= 300:
                         raise _refusal(answer)

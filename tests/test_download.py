@@ -6,12 +6,14 @@ import hashlib
 import struct
 import threading
 import time
+import traceback
 
 import pytest
-from servers.hub import Fault, serve
+from servers.hub import Fault, echo, serve
 from waiting import wait_until
 
 from docmind import download as downloads
+from docmind import keys
 from docmind.backends.fits import Room
 from docmind.errors import BackendBusy, BackendError, BackendUnavailable, ModelDamaged, ModelNotFound
 
@@ -138,6 +140,32 @@ def test_a_repository_that_is_not_there_or_gated_says_what_to_do(hub, monkeypatc
     downloads.look(config, downloads.find(config, "maker/tiny", NAME))
     sent = [headers.get("authorization") for _, _, headers in hub.requests[before:]]
     assert sent == [None, "Bearer hf_secret", None, "Bearer hf_secret", None]
+
+
+TOKEN = "hf_CANARYabcdefghijklmnopqrstuvwxyz"
+
+
+def test_a_hub_that_repeats_the_token_is_quoted_without_it(hub, monkeypatch, config):
+    """Instead of a list or of a file, or in where it leads; and no half of it where the quotation is cut."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(keys, "_given", set())
+    hub.token, hub.is_echoing = TOKEN, True
+    url = f"{hub.url}/maker/tiny/resolve/main/{NAME}"
+
+    def told(call):
+        error = failure(call)
+        assert hub.requests[-1][2]["authorization"] == f"Bearer {TOKEN}"
+        assert TOKEN[:9] not in "".join(traceback.format_exception(error)) + error.hint
+        return str(error)
+
+    assert "authorization: Bearer (key)" in told(lambda: downloads.models_of(config, "maker/tiny"))
+    size = len(echo(hub.requests[-1][2]))
+    model = downloads.HubModel("tiny", (downloads.HubFile(url, NAME, size, None),))
+    said = told(lambda: downloads.download(config, model, progress=lambda _: None, stop=threading.Event()))
+    assert "authorization: Bearer (key)" in said
+    hub.is_echoing = False
+    hub.faults[NAME] = Fault(redirect=f"gopher://127.0.0.1/{TOKEN}")
+    assert "/(key)" in told(lambda: downloads.look(config, downloads.find(config, url)))
 
 
 # Does it fit, before it is fetched

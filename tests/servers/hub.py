@@ -49,6 +49,7 @@ class Hub:
         self.faults: dict[str, Fault] = {}
         self.listing: bytes | None = None  # in place of the list
         self.token: str | None = None  # then the repository is gated
+        self.is_echoing = False  # then it answers with the headers it was sent, as a proxy's page for developers
         self.names_checksums = True
         self.requests: list[tuple[str, str, dict[str, str]]] = []  # host, path, headers
         self.violations: list[str] = []
@@ -76,6 +77,11 @@ class Hub:
         return [path for at, path, _ in self.requests if at == host and part in path]
 
 
+def echo(headers):
+    """Headers as text, in the order of their names."""
+    return "".join(f"{name}: {value}\n" for name, value in sorted(headers.items())).encode()
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -99,7 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.token is not None and headers.get("authorization") != f"Bearer {hub.token}":
             self._whole(401, b'{"error": "gated"}', (("X-Error-Code", "GatedRepo"),))
             return
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/main", path):
+        if hub.is_echoing:
+            self._whole(200, echo(headers))
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/main", path):
             self._list(hub, found[1])
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/(.+)", path):
             key = (found[1], found[2])
