@@ -8,7 +8,7 @@ import importlib
 import pytest
 from llama_index.core.llms import ChatMessage
 
-from docmind.backends import llama_cpp
+from docmind.backends import llama_cpp, lm_studio
 from docmind.backends.openai_compatible_presets import PRESETS
 from docmind.config import Config
 
@@ -24,7 +24,7 @@ def no_server_of_the_developer(monkeypatch):
     monkeypatch.setenv("LMSTUDIO_HOST", "127.0.0.1:9")
     monkeypatch.setenv("OPENAI_COMPATIBLE_URL", "http://127.0.0.1:9")
     keys = ["OLLAMA_API_KEY", "OPENAI_COMPATIBLE_KEY", *(preset.key for preset in PRESETS if preset.key)]
-    for name in keys:
+    for name in (*keys, *lm_studio.TOKEN_VARIABLES):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("patient")
 KEY = "sk-canary-that-goes-nowhere-else"
+LM_STUDIO_KEY = "sk-lm-canary00:thatgoesnowhereelse0"  # the form of its API tokens; any other is not sent
 HELLO = [ChatMessage(role="user", content="What did the harbour cost? 3.7 million euros.")]
 STATUSES = (301, 302, 303, 307, 308)
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
@@ -72,6 +73,7 @@ class Wire:
     serve: Callable[..., Any]
     suffix: str
     paths: dict[str, tuple[str, ...]]
+    key: str = KEY
 
     def options(self, server):
         """What leads to a server; one that does not answer is not waited for long."""
@@ -105,7 +107,7 @@ WIRES = {
     }),
     "lm-studio": Wire("qwen/qwen3-4b-2507", lm_studio.serve, "", {
         "listing": ("/system",), "chat": ("/llm",), "warm-up": ("/llm",),
-    }),
+    }, LM_STUDIO_KEY),
 }  # fmt: skip
 REQUESTS = [(name, what) for name, wire in WIRES.items() for what in wire.paths]
 
@@ -118,14 +120,15 @@ def locations(sink, dice):
 
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize(("name", "what"), REQUESTS)
-@pytest.mark.parametrize("key", [None, KEY], ids=["no key", "key"])
-def test_a_redirect_leads_nobody_to_another_host(sink, config, name, what, status, key):
+@pytest.mark.parametrize("has_key", [False, True], ids=["no key", "key"])
+def test_a_redirect_leads_nobody_to_another_host(sink, config, name, what, status, has_key):
     """Neither a question nor a key nor a name of a model; the refusal has a reason."""
     wire = WIRES[name]
-    where = locations(sink, random.Random(f"{name} {what} {status} {key}"))
+    where = locations(sink, random.Random(f"{name} {what} {status} {has_key}"))
     with wire.serve() as server:
-        if key is not None:
-            keys.keep_key(server.url, key)
+        if has_key:
+            server.key = wire.key
+            keys.keep_key(server.url, wire.key)
 
         def point_elsewhere():
             for path in wire.paths[what]:
@@ -134,10 +137,10 @@ def test_a_redirect_leads_nobody_to_another_host(sink, config, name, what, statu
 
         with pytest.raises(BackendError) as caught:
             wire.ask(name, what, config, wire.options(server), point_elsewhere)
+        if has_key:  # of the three connections that list at once, the two that are let in may be still on their way
+            server.wait_for(lambda: wire.key in server.keys_sent)
     assert caught.value.reason == "bad_response"
     assert caught.value.hint
-    if key is not None and name != "lm-studio":  # which takes none
-        assert any(headers.get("authorization") == f"Bearer {key}" for headers in server.headers)
 
 
 @pytest.mark.parametrize("variable", [*PROXIES, "all of them"])
@@ -152,6 +155,7 @@ def test_a_proxy_in_the_environment_is_asked_nothing(sink, config, name, what, v
         monkeypatch.delenv(exception, raising=False)
     wire = WIRES[name]
     with wire.serve() as server:
-        keys.keep_key(server.url, KEY)
+        server.key = wire.key
+        keys.keep_key(server.url, wire.key)
         wire.ask(name, what, config, wire.options(server))
-        assert server.requests
+        assert wire.key in server.keys_sent

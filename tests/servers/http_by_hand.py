@@ -32,6 +32,12 @@ class HandServer:
         """Answer one request; `request` is its JSON, {} for none, None for what is no JSON."""
         raise NotImplementedError
 
+    @property
+    def keys_sent(self):
+        """The key of each request that had one."""
+        sent = [headers.get("authorization", "") for headers in self.headers]
+        return [value.removeprefix("Bearer ") for value in sent if value.startswith("Bearer ")]
+
     def wait_for(self, condition):
         """Wait until something is true of this server."""
         with self._changed:

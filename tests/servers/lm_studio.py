@@ -155,6 +155,11 @@ class Server:
         """What each load was created with."""
         return self._created("getOrLoad") + self._created("loadModel")
 
+    @property
+    def keys_sent(self):
+        """The API token of each introduction; of one without, what was made up in its place."""
+        return [_token(message) for _, message in list(self.messages) if "authVersion" in message]
+
     def _created(self, endpoint):
         return [
             message["creationParameter"]
@@ -248,8 +253,7 @@ class _Client:
         if not is_right or not all(message[name] for name in message):
             self.server.note(self.server.violations, f"no introduction: {message}")
             return False
-        token = f"sk-lm-{message['clientIdentifier']}:{message['clientPasskey']}"
-        if self.server.key not in (None, token):
+        if self.server.key not in (None, _token(message)):
             await self.send({"success": False, "error": {"title": "Invalid API token"}})
             return False
         await self.send({"success": True})
@@ -545,6 +549,10 @@ def _as_asked(history, settings):
     if "top_k" in options:
         options["top_k"] = int(options["top_k"])
     return {"messages": messages, "options": options}
+
+
+def _token(introduction):
+    return f"sk-lm-{introduction.get('clientIdentifier')}:{introduction.get('clientPasskey')}"
 
 
 def _text(history):
