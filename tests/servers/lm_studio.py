@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("lm studio stand-in")
 LOGGER.addHandler(logging.NullHandler())
 LOGGER.propagate = False
+LOGGER.setLevel(logging.CRITICAL)  # what a server logs is not what DocMind logs, in which tests search for keys
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Server:
         self.load_error: dict | None = None
         self.is_detailed = True  # newer servers say how much of the prompt was kept
         self.key: str | None = None  # the only API token that lets somebody in
+        self.turned_away: dict | None = None  # the error that everybody is turned away with, whatever the token
         self.loaded: dict[str, Instance] = {}
         self.messages: list[tuple[str, dict]] = []  # part of the server and message, in order
         self.requests: list[tuple[str, dict]] = []  # path and headers of each HTTP request
@@ -253,8 +255,11 @@ class _Client:
         if not is_right or not all(message[name] for name in message):
             self.server.note(self.server.violations, f"no introduction: {message}")
             return False
+        error = self.server.turned_away
         if self.server.key not in (None, _token(message)):
-            await self.send({"success": False, "error": {"title": "Invalid API token"}})
+            error = error or {"title": "Invalid API token"}
+        if error is not None:
+            await self.send({"success": False, "error": error})
             return False
         await self.send({"success": True})
         return True
