@@ -14,7 +14,8 @@ import pytest
 from docmind.backends import REGISTRY, Option, backend, checked_options
 from docmind.errors import BackendError, BackendUnavailable
 
-GUIDES = sorted((Path(__file__).parents[2] / "docs" / "backends").glob("*.md"))
+REPOSITORY = Path(__file__).parents[2]
+GUIDES = sorted((REPOSITORY / "docs" / "backends").glob("*.md"))
 SOME = (Option("temperature", float, 0.1, "", "Heat.", 0, 5), Option("stop", list, None, "texts", "Ends."))
 
 
@@ -40,6 +41,30 @@ def test_a_guide_lists_exactly_the_options_of_its_backend(guide):
         (option.name, option.unit or "–", default(option), "yes" if option.per_call else "no", option.description)
         for option in backend(guide.stem).OPTIONS
     ]
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_backend_has_its_guide_with_one_command_to_set_it_up(name):
+    """The first section; its first block of code is that command. What is optional comes after it."""
+    guide = (REPOSITORY / "docs" / "backends" / f"{name}.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## (.+)\n", guide, flags=re.M)[1:]
+    assert sections[0] == "Set-up"
+    assert sections.count("Set-up") == 1
+    blocks = re.findall(r"(?:^    .+\n)+", sections[1], re.M)
+    assert blocks[0].count("\n") == 1
+    assert len(blocks) == 1 or name == "llama.cpp"  # which then asks the model that was fetched
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_backend_has_its_row_in_the_readme(name):
+    """In the table of backends, with what it takes and where text goes; the clouds share one."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| backend \| what it takes \| where text goes \|\n\|[-|]+\|\n((?:\|.*\n)+)", readme, re.M)
+    rows = [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in table[1].splitlines()]
+    ours = [row for row in rows if f"](docs/backends/{name}.md)" in row[0]]
+    assert len(ours) == 1
+    assert len(ours[0]) == 3
+    assert all(ours[0])
 
 
 def test_importing_and_listing_loads_neither_llama_index_nor_the_native_library(tmp_path):
