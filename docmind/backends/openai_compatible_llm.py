@@ -74,8 +74,7 @@ class OpenAICompatibleLLM(ServedLLM):
 
     *The end.* An answer is complete when a choice says its `finish_reason`, and by nothing else: neither `[DONE]` nor
     the end of the stream prove anything. The figures come after it, where the server sends them. An answer is also cut
-    at the texts of `stop` here, and then has no figures of the server's: mlx_lm.server looks for their tokens, and
-    passes over "Paris" where the model writes " Paris".
+    at the texts of `stop` here, for servers that refuse them or pass over them, and then has no figures of theirs.
 
     *Arguments.* What the server does not know is not sent, and what it refuses is left out: the request is sent once
     more, because nothing of the first was accepted. Both are named in `settings_left_out` of the last response. So is
@@ -199,7 +198,7 @@ class OpenAICompatibleLLM(ServedLLM):
 
     def _request(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """What every request says, but for the messages."""
-        names, refused = _COMMON | self.preset.sampling, _refused.get((self.url, self.name), set())
+        names, refused = self._names(), _refused.get((self.url, self.name), set())
         request: dict[str, Any] = {"model": self.name, "stream": True, "stream_options": {"include_usage": True}}
         for name in _SAMPLING:
             if arguments.get(name) is not None and name in names:
@@ -208,9 +207,14 @@ class OpenAICompatibleLLM(ServedLLM):
             request["max_completion_tokens"] = request["max_tokens"]
         return {name: value for name, value in request.items() if name not in refused}
 
+    def _names(self) -> dict[str, str]:
+        """Our names of the arguments that the server is sent → its own."""
+        names = _COMMON | self.preset.sampling
+        return names if self.preset.heeds_stop else {ours: theirs for ours, theirs in names.items() if ours != "stop"}
+
     def _left_out(self, arguments: dict[str, Any]) -> list[str]:
         """The arguments that the server was not told, by our names."""
-        names = _COMMON | self.preset.sampling
+        names = self._names()
         sent = self._request(arguments)
         left_out = [name for name in _SAMPLING if arguments.get(name) is not None and names.get(name, "") not in sent]
         if "max_completion_tokens" in sent:

@@ -557,6 +557,17 @@ def test_an_answer_is_cut_at_a_stop_string_that_the_server_passes_over(server, l
     server.wait_for(lambda: server.answering == 0)
 
 
+def test_a_server_that_makes_nonsense_of_stop_strings_is_not_told_them(config):
+    """They are heeded here."""
+    with serve("mlx") as server:
+        server.enqueue(Reply(["Two words", " and more"]))
+        model = openai_compatible.build(config, "qwen3-4b", {"url": server.url, "context_window": 4096})
+        answer = model.chat(HELLO, stop=[" words"])
+    assert answer.message.content == "Two"
+    assert "stop" not in server.chats[0]
+    assert "settings_left_out" not in answer.raw
+
+
 def test_the_beginning_of_a_stop_string_is_text_when_the_answer_ends_there(server, llm):
     """It was held back, not lost."""
     server.is_heeding_stop = False
