@@ -466,12 +466,11 @@ def _backends(arguments: argparse.Namespace) -> int:
 
 def _download(arguments: argparse.Namespace) -> int:
     from docmind import download as downloads
-    from docmind import hardware
-    from docmind.backends import llama_cpp
-    from docmind.backends.fits import fits, room
+    from docmind.backends import GGUF_BACKEND
+    from docmind.backends.fits import fits
 
     config = _config(arguments)
-    here = room(hardware.read(), has_gpu_support=llama_cpp.has_gpu_support())
+    here = downloads.room_here()
     if arguments.file is None and "://" not in arguments.source:
         return _list_hub(config, arguments, here)
     model, header = downloads.look(config, downloads.find(config, arguments.source, arguments.file))
@@ -504,7 +503,7 @@ def _download(arguments: argparse.Namespace) -> int:
         _print_json({"path": str(path), "size_bytes": model.size_bytes, "sha256": sha256, "model": model.name})
     else:
         _print(f"{path}\nSHA-256 {sha256}" + ("" if model.files[0].sha256 else " (the source named none to compare)"))
-        _print(f'Use it: docmind ask --backend llama.cpp --model "{model.name}" "…"')
+        _print(f'Use it: docmind ask --backend {GGUF_BACKEND} --model "{model.name}" "…"')
     return 0
 
 

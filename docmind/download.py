@@ -38,7 +38,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-from docmind.backends import Progress
+from docmind import hardware
+from docmind.backends import GGUF_BACKEND, Progress, backend
 from docmind.backends.gguf_files import model_name, parts
 from docmind.errors import BackendBusy, BackendError, BackendUnavailable, ModelNotFound
 from docmind.keys import given_out
@@ -201,6 +202,14 @@ class Offer:
 
     model: HubModel
     fit: Fit | None
+
+
+def room_here() -> Room:
+    """The memory that a model from a hub would find on this machine."""
+    from docmind.backends.fits import room
+
+    runner: Any = backend(GGUF_BACKEND)
+    return room(hardware.read(), has_gpu_support=runner.has_gpu_support())
 
 
 def offers(config: Config, source: str, room: Room) -> tuple[Offer, ...]:

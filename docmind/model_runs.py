@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from docmind import detection, runs
-from docmind.backends import Progress
+from docmind.backends import GGUF_BACKEND, Progress
 from docmind.backends import backend as find_backend
 from docmind.errors import BackendBusy
 from docmind.runs import Run
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from docmind.download import HubModel
 
 Action = Literal["pull", "load", "unload", "delete", "look", "download", "test"]
-GGUF_BACKEND: Final = "llama.cpp"  # which a model from a hub is for
 STEP_SECONDS: Final = 0.25  # between two events of a run: its progress is told many times a second
 _SAMPLES: Final = 24  # of the last seconds, for the speed
 _OBSERVED_SECONDS: Final = 1.0  # a speed is told when it was seen for this long
@@ -142,16 +141,13 @@ def start_look(config: Config, source: str) -> ModelRun:
     Raises:
         BackendBusy: It is being looked up already.
     """
-    from docmind import download, hardware
-    from docmind.backends import llama_cpp
-    from docmind.backends.fits import room
+    from docmind import download
 
     run = ModelRun("look", GGUF_BACKEND, source)
 
     def work() -> None:
         run.report(Progress("looking it up"))
-        here = room(hardware.read(), has_gpu_support=llama_cpp.has_gpu_support())
-        run.result = download.offers(config, source, here)
+        run.result = download.offers(config, source, download.room_here())
 
     return _started(run, work)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from docmind.errors import BackendError, BackendUnavailable
 
@@ -38,6 +38,7 @@ REGISTRY: dict[str, str] = {
     "gemini": "docmind.backends.google_gemini",
     "vertex": "docmind.backends.google_vertex",
 }
+GGUF_BACKEND: Final = "llama.cpp"  # which a GGUF file from a hub is for
 
 # Architectures of models that turn text into vectors, or pictures into tokens; they cannot answer.
 NOT_WRITING = frozenset(

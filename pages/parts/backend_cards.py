@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import streamlit as st
 
 from docmind import detection, model_runs
+from docmind.backends import GGUF_BACKEND
 from docmind.backends import backend as find_backend
 from docmind.backends.places import where_text_goes
-from docmind.model_runs import GGUF_BACKEND
 from docmind.wording import absence_words, fit_words
 from pages.parts.frame import config
 from pages.parts.get_model import draw_get_model

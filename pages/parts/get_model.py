@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 import streamlit as st
 
 from docmind import hardware, model_runs, runs
+from docmind.backends import GGUF_BACKEND
 from docmind.download import kept_bytes
 from docmind.errors import SettingsError
-from docmind.model_runs import GGUF_BACKEND
 from docmind.settings import read_settings
 from docmind.wording import fit_words
 from pages.parts.frame import config, show_error
