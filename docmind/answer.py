@@ -288,11 +288,11 @@ def _attempt(work: _Work, profile: Profile) -> Iterator[AnswerEvent]:
     work.profile = profile = routing.for_model(profile, work.model)
     llm: Any = find_backend(profile.backend).build(library.config, work.model.name, routing.options(profile))
     work.url = getattr(llm, "url", None)
-    if work.url is not None:
-        place = checked_place(library.config, work.url, carries_text=True)
-        if place != "this device":
-            yield TextLeaves(place, where_text_goes(work.url)[1])
     try:
+        if work.url is not None:
+            place = checked_place(library.config, work.url, carries_text=True)
+            if place != "this device":
+                yield TextLeaves(place, where_text_goes(work.url)[1])
         routing.free_memory(but=profile.backend)
         yield from _by_model(work, llm, profile)
     finally:

@@ -83,11 +83,12 @@ def with_fallbacks(config: Config, profile: Profile, *, is_patient: bool = True)
         is_patient: As for `resolve`.
 
     Raises:
-        DocMindError: What is wrong with an `auto` profile's own values; a fallback's are for `find_model` to tell.
+        DocMindError: An `auto` profile has values that are none (`check`).
     """
     route = _resolved(config, profile, is_patient)
+    left_out = fallbacks_left_out(config, profile)
     for name in profile.fallbacks:
-        if name not in fallbacks_left_out(config, profile):
+        if name not in left_out:
             there = [(p.backend, p.model, options(p)) for p in route]
             others = _resolved(config, find_profile(config, name), is_patient)
             route += [p for p in others if (p.backend, p.model, options(p)) not in there]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,10 @@ def _draw_growing(run_id: str) -> None:
 def _watch(library: Library, chat_id: str, seen_run: str | None, seen: object) -> None:
     """Notices what another tab does in this chat, also an answer that began and ended between two looks."""
     run = runs.answering(chat_id)
-    if (run.run_id if run else None) != seen_run or (run is None and chats.newest(library, chat_id) != seen):
+    has_changed = (run.run_id if run else None) != seen_run
+    with contextlib.suppress(DocMindError):  # the library cannot be read now; what is drawn stays
+        has_changed = has_changed or (run is None and chats.newest(library, chat_id) != seen)
+    if has_changed:
         st.rerun()
 
 
