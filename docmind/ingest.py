@@ -25,6 +25,7 @@ from docmind import embed, runs, store, uploads, vectors
 from docmind.errors import DocMindError, DocumentError, EmbeddingFailed, LibraryBusy, LibraryError, LibraryFull
 from docmind.library import NewPassage, writable
 from docmind.parse import FILE_REASONS, DocumentInfo, ParsedPage, ParseEnd, Parser, kind_of, refusal
+from docmind.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -343,8 +344,7 @@ def _page_list(numbers: Sequence[int]) -> str:
     parts = [str(a) if a == b else f"{a}–{b}" for a, b in ranges]
     if len(parts) > 8:
         parts = [*parts[:7], f"{sum(b - a + 1 for a, b in ranges[7:])} more"]
-    words = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    return ("page " if len(numbers) == 1 else "pages ") + words
+    return ("page " if len(numbers) == 1 else "pages ") + listed(parts)
 
 
 def _expand(paths: Iterable[Path]) -> Iterator[Path]:

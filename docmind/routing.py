@@ -86,27 +86,27 @@ def with_fallbacks(config: Config, profile: Profile, *, is_patient: bool = True)
         DocMindError: An `auto` profile has values that are none (`check`).
     """
     route = _resolved(config, profile, is_patient)
-    left_out = fallbacks_left_out(config, profile)
     for name in profile.fallbacks:
-        if name not in left_out:
+        if (other := _fallback(config, name)) is not None:
             there = [(p.backend, p.model, options(p)) for p in route]
-            others = _resolved(config, find_profile(config, name), is_patient)
+            others = _resolved(config, other, is_patient)
             route += [p for p in others if (p.backend, p.model, options(p)) not in there]
     return route
 
 
 def fallbacks_left_out(config: Config, profile: Profile) -> tuple[str, ...]:
     """The fallbacks that a profile names in vain: missing, broken or switched off."""
-    left_out = []
-    for name in profile.fallbacks:
-        try:
-            other = find_profile(config, name)
-            check(other)
-            if not other.enabled:
-                left_out.append(name)
-        except DocMindError:
-            left_out.append(name)
-    return tuple(dict.fromkeys(left_out))
+    return tuple(dict.fromkeys(name for name in profile.fallbacks if _fallback(config, name) is None))
+
+
+def _fallback(config: Config, name: str) -> Profile | None:
+    """The profile of a name, if it can go on."""
+    try:
+        found = find_profile(config, name)
+        check(found)
+    except DocMindError:
+        return None
+    return found if found.enabled else None
 
 
 def find_model(config: Config, profile: Profile) -> ModelInfo:

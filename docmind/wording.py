@@ -18,6 +18,11 @@ def counted(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
+def listed(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"; of one word at least."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
 def step_line(tool: str, asked: str, hits: int, documents: int, seconds: float) -> str:
     """A step of an answer that has ended, in one line; `asked` is put in as it is."""
     took = f" · {seconds:.1f} s"
@@ -59,7 +64,7 @@ def fit_words(fit: Fit) -> str:
 
 def left_out_words(names: Sequence[str], label: str) -> str:
     """ "llama.cpp does not take temperature and top_k as set", for a receipt or a card."""
-    return f"{label} does not take {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} as set"
+    return f"{label} does not take {listed(names)} as set"
 
 
 def waiting_line(event: ModelWaiting) -> str:

@@ -216,11 +216,11 @@ class OpenAICompatibleLLM(ServedLLM):
         """The arguments that the server was not told, by our names."""
         names = self._names()
         sent = self._request(arguments)
-        left_out = [name for name in _SAMPLING if arguments.get(name) is not None and names.get(name, "") not in sent]
+        # `stop` is heeded here.
+        ours = [name for name in _SAMPLING if name != "stop" and arguments.get(name) is not None]
+        left_out = [name for name in ours if names.get(name, "") not in sent]
         if "max_completion_tokens" in sent:
             left_out.remove("max_tokens")
-        if "stop" in left_out:  # which is heeded here
-            left_out.remove("stop")
         return left_out + (["context_window"] if self.is_narrowed else [])
 
     def _failure(self, event: dict[str, Any]) -> BackendError:
